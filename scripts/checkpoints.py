@@ -1,0 +1,173 @@
+"""Checkpoints of a training run: the best weights, and all that a killed run needs to go on unchanged."""
+
+from __future__ import annotations
+
+import logging
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.data.utils import set_rnd
+
+from scripts.files import atomic_path
+
+logger = logging.getLogger(__name__)
+
+
+def unwrapped(network: torch.nn.Module) -> torch.nn.Module:
+    """Return the module inside DistributedDataParallel, or `network` itself."""
+    return network.module if isinstance(network, torch.nn.parallel.DistributedDataParallel) else network
+
+
+def save(content: Any, path: Path) -> None:
+    """Write `content` with `torch.save` under a temporary name, then rename it to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        torch.save(content, temporary)
+
+
+class BestCheckpoint:
+    """Save the network's weights whenever the evaluator's key metric reaches a new best.
+
+    Args:
+        network: the network in training, possibly wrapped for distributed training.
+        path: file of the plain state dict, e.g. `models/model.pt`.
+    """
+
+    def __init__(self, network: torch.nn.Module, path: str | Path) -> None:
+        self.network, self.path = network, Path(path)
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the evaluator, after its key metric."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Save if this validation is the best so far."""
+        if engine.state.best_metric_epoch == engine.state.epoch:
+            save(unwrapped(self.network).state_dict(), self.path)
+
+
+class TrainingState:
+    """What `last` holds: network, optimizer, scheduler, gradient scaler, epoch and best metric.
+
+    Args:
+        network: the network in training, possibly wrapped for distributed training.
+        optimizer: its optimizer.
+        lr_scheduler: its learning-rate scheduler.
+        evaluator: the validation engine, which remembers the best metric.
+    """
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
+        evaluator: Engine,
+    ) -> None:
+        self.modules = {"network": unwrapped(network), "optimizer": optimizer, "lr_scheduler": lr_scheduler}
+        self.evaluator = evaluator
+
+    def state_dict(self, trainer: Engine) -> dict[str, Any]:
+        """Collect the state at the end of an epoch of `trainer`."""
+        state = {name: module.state_dict() for name, module in self.modules.items()}
+        state["scaler"] = trainer.scaler.state_dict() if trainer.scaler else {}
+        state["epoch"] = trainer.state.epoch
+        state["iteration"] = trainer.state.iteration
+        state["best_metric"] = float(self.evaluator.state.best_metric)
+        state["best_metric_epoch"] = self.evaluator.state.best_metric_epoch
+        return state
+
+    def load_state_dict(self, trainer: Engine, state: dict[str, Any]) -> None:
+        """Put a collected state back; the next epoch of `trainer` follows the saved one."""
+        for name, module in self.modules.items():
+            module.load_state_dict(state[name])
+        if trainer.scaler and state["scaler"]:
+            trainer.scaler.load_state_dict(state["scaler"])
+        trainer.state.epoch = state["epoch"]
+        trainer.state.iteration = state["iteration"]
+        self.evaluator.state.best_metric = state["best_metric"]
+        self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
+
+
+class LastCheckpoint:
+    """Save the whole training state at the end of each epoch; list it after validation and schedule.
+
+    Args:
+        state: what to save.
+        path: file to write, e.g. `models/last.pt`.
+    """
+
+    def __init__(self, state: TrainingState, path: str | Path) -> None:
+        self.state, self.path = state, Path(path)
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Save."""
+        save(self.state.state_dict(engine), self.path)
+
+
+class Resume:
+    """Continue a run from its last checkpoint, to the weights that it would have reached uninterrupted.
+
+    Args:
+        state: what to restore.
+        path: file that `LastCheckpoint` wrote.
+    """
+
+    def __init__(self, state: TrainingState, path: str | Path) -> None:
+        self.state, self.path = state, Path(path)
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Restore.
+
+        Raises:
+            ValueError: there is no checkpoint, it is damaged or of another network.
+        """
+        if not self.path.is_file():
+            raise ValueError(f"{self.path}: no checkpoint to resume from; start without --resume true.")
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            self.state.load_state_dict(engine, state)
+        except (RuntimeError, KeyError, ValueError, EOFError) as error:
+            raise ValueError(
+                f"{self.path}: cannot be resumed ({str(error).splitlines()[0]}): it is damaged or of another "
+                "network; give the same settings or start without --resume true."
+            ) from error
+        logger.info("resumed from %s after epoch %d", self.path, engine.state.epoch)
+
+
+class EpochSeed:
+    """Seed all randomness anew from (seed, epoch, rank), so that an epoch does not depend on those before it.
+
+    This is what lets a resumed run draw the shuffling, crops and dropout of an uninterrupted one.
+
+    Args:
+        dataset: training dataset whose random transforms are seeded.
+        seed: seed of the run.
+    """
+
+    def __init__(self, dataset: torch.utils.data.Dataset, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Seed Python, NumPy, torch and the dataset's transforms."""
+        entropy = np.random.SeedSequence([self.seed, engine.state.epoch, engine.state.rank])
+        seed = int(entropy.generate_state(1)[0])
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        set_rnd(self.dataset, seed=seed)

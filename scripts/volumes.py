@@ -1,0 +1,141 @@
+"""Organ volumes of predictions, as a table that grows with every finished case."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from ignite.engine import Engine, Events
+from monai.engines.utils import IterationEvents
+
+from scripts.cases import (
+    Collected,
+    case_name,
+    decollated,
+    gather_cases,
+    is_rank0,
+    label_array,
+    remember,
+    source_path,
+    whole_numbers,
+)
+from scripts.files import atomic_path
+from scripts.labels import foreground_classes
+
+
+def organ_volumes(
+    label_map: np.ndarray | torch.Tensor, *, spacing_mm: Sequence[float], class_names: Mapping[int, str]
+) -> dict[str, float]:
+    """Measure each organ of a label map in one pass.
+
+    Args:
+        label_map: class ids.
+        spacing_mm: voxel size in mm along each of the orthogonal axes.
+        class_names: class id to organ; id 0 is left out.
+
+    Returns:
+        Organ to volume in ml, by ascending class id; 0.0 for an absent organ.
+
+    Shape:
+        label_map: (X, Y, Z).
+
+    Raises:
+        ValueError: a spacing is not positive, or a voxel is not a whole number from 0.
+    """
+    if not np.all(np.isfinite(spacing_mm)) or min(spacing_mm) <= 0:
+        raise ValueError(f"spacing_mm is {tuple(spacing_mm)}: give voxel sizes above 0 mm.")
+    return _volumes(label_map, voxel_mm3=float(np.prod(spacing_mm)), class_names=class_names)
+
+
+def _volumes(
+    label_map: np.ndarray | torch.Tensor, *, voxel_mm3: float, class_names: Mapping[int, str]
+) -> dict[str, float]:
+    """Count voxels and multiply them by their volume; see `organ_volumes`."""
+    names = foreground_classes(class_names)
+    counts = voxel_counts(whole_numbers(label_map, name="label_map"))
+    counts = np.pad(counts, (0, max(0, max(names, default=0) + 1 - len(counts))))
+    return {organ: float(counts[class_id]) * voxel_mm3 / 1000.0 for class_id, organ in names.items()}
+
+
+def voxel_counts(label_map: np.ndarray) -> np.ndarray:
+    """Count the voxels of each class id from 0 to the highest.
+
+    Args:
+        label_map: class ids, integers.
+
+    Shape:
+        (X, Y, Z) becomes (highest id + 1,).
+
+    Raises:
+        ValueError: a class id is negative.
+    """
+    if label_map.min(initial=0) < 0:
+        raise ValueError(f"the label map holds {label_map.min()}: class ids start at 0, remap it.")
+    n = int(label_map.max(initial=0)) + 1
+    counts = np.zeros(n, dtype=np.int64)
+    for slab in label_map:  # bincount casts to int64, which a whole volume would take 8 bytes a voxel for
+        counts += np.bincount(slab.ravel(), minlength=n)
+    return counts
+
+
+class VolumesSaver:
+    """Write `volumes.csv`: a row per case, a column per organ, in ml.
+
+    Rank 0 rewrites the file after each of its cases, so that a killed run keeps what was finished, and adds
+    the cases of the other ranks at the end of the epoch. Rows of an earlier run are replaced.
+
+    Args:
+        output_dir: folder of the table.
+        class_names: class id to organ, such as the metadata's `channel_def`; the background 0 is left out.
+        pred_key: key of the predicted label map in the engine's output.
+
+    Shape:
+        The label map: (1, X, Y, Z), a MetaTensor; its affine may be oblique or sheared.
+    """
+
+    def __init__(self, output_dir: str | Path, class_names: Mapping[int, str], *, pred_key: str = "pred") -> None:
+        self.path = Path(output_dir) / "volumes.csv"
+        self.class_names = foreground_classes(class_names)
+        self.pred_key = pred_key
+        self._cases: Collected = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a MONAI evaluator with `decollate=True`."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._reset)
+        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
+
+    def _reset(self) -> None:
+        """Forget the cases of an earlier epoch."""
+        self._cases = {}
+
+    def __call__(self, engine: Engine) -> None:
+        """Measure the cases of one iteration and rewrite the table.
+
+        Raises:
+            ValueError: the prediction is missing or no label map.
+        """
+        for batch_item, output_item in decollated(engine):
+            case = case_name(batch_item)
+            pred = label_array(output_item, self.pred_key, case=case)
+            voxel_mm3 = float(abs(np.linalg.det(pred.affine[:3, :3])))
+            volumes = _volumes(pred.array, voxel_mm3=voxel_mm3, class_names=self.class_names)
+            remember(self._cases, case, source=source_path(batch_item), value=volumes)
+            if is_rank0():
+                self._write(self._cases)
+
+    def _finish(self) -> None:
+        """Add the cases of the other ranks."""
+        cases = gather_cases(self._cases)
+        if is_rank0():
+            self._write(cases)
+
+    def _write(self, cases: Collected) -> None:
+        """Write the whole table under a temporary name, then rename it."""
+        rows = [{"case": case, **volumes} for case, (_, volumes) in sorted(cases.items())]
+        table = pd.DataFrame(rows, columns=["case", *self.class_names.values()])
+        with atomic_path(self.path) as temporary:
+            table.to_csv(temporary, index=False, float_format="%.3f", lineterminator="\n")

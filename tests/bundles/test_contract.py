@@ -1,0 +1,268 @@
+"""What every bundle keeps, those to come included."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import version
+from pathlib import Path
+from pydoc import locate
+
+import jsonschema
+import pytest
+import yaml
+from monai.bundle import ConfigParser
+from monai.bundle.config_item import ComponentLocator
+
+from tests.conftest import TINY, bundle_workflow
+from tools.format_configs import format_json
+from tools.pack import pack
+
+ROOT = Path(__file__).resolve().parents[2]
+BUNDLES = sorted(path for path in (ROOT / "bundles").iterdir() if path.is_dir())
+WORKFLOWS = {"train.json": "train", "inference.json": "infer"}
+PLAIN_IN_INFERENCE = ("network_def", "preprocessing", "inferer", "postprocessing")
+
+
+@pytest.fixture(params=BUNDLES, ids=lambda path: path.name)
+def bundle(request):
+    return request.param
+
+
+@pytest.fixture
+def data_of(torso_data):
+    """A small data set for each bundle."""
+    return {"swin_bob_btcv": torso_data}
+
+
+def configs(bundle):
+    return {path.name: json.loads(path.read_text()) for path in sorted((bundle / "configs").glob("*.json"))}
+
+
+def walk(value, path=""):
+    yield path, value
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in pairs:
+        yield from walk(item, f"{path}#{key}" if path else str(key))
+
+
+def bases(name):
+    """Return the configs that an overlay is laid upon."""
+    if name.endswith("train.json") or "evaluate" in name:
+        return ["train.json"]
+    return ["train.json", "inference.json"]
+
+
+def overlays(bundle):
+    return [name for name in configs(bundle) if name not in (*WORKFLOWS, "metadata.json")]
+
+
+def test_metadata_validates_against_the_bundle_specification(bundle):
+    schema = json.loads((Path(__file__).parent / "metadata_schema.json").read_text())
+    jsonschema.validate(configs(bundle)["metadata.json"], schema)
+
+
+def test_version_is_in_the_changelog(bundle):
+    metadata = configs(bundle)["metadata.json"]
+    assert metadata["version"] in metadata["changelog"]
+
+
+def test_required_versions_are_those_of_requirements(bundle):
+    metadata = configs(bundle)["metadata.json"]
+    pinned = dict(re.findall(r"^([\w-]+)==(\S+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
+    wanted = {
+        "monai": metadata["monai_version"],
+        "torch": metadata["pytorch_version"],
+        "numpy": metadata["numpy_version"],
+        **metadata["required_packages_version"],
+    }
+    assert wanted == {name: pinned[name] for name in wanted}
+    assert version("monai") == wanted["monai"]
+
+
+def test_channel_definitions_count_the_channels(bundle):
+    data_format = configs(bundle)["metadata.json"]["network_data_format"]
+    assert next(iter(data_format["outputs"])) == "pred"
+    for tensor in (*data_format["inputs"].values(), *data_format["outputs"].values()):
+        assert [int(key) for key in tensor["channel_def"]] == list(range(tensor["num_channels"]))
+
+
+def test_bundle_has_the_files_of_the_layout(bundle):
+    for name in (
+        "LICENSE",
+        "docs/README.md",
+        "docs/data_license.txt",
+        "large_files.yml",
+        "configs/logging.conf",
+    ):
+        assert (bundle / name).is_file(), name
+    assert (bundle / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+    assert (bundle / "scripts").readlink() == Path("../../scripts")
+
+
+def test_large_files_say_where_they_come_from(bundle):
+    files = yaml.safe_load((bundle / "large_files.yml").read_text())["large_files"]
+    for file in files:
+        assert file["path"].startswith("models/")
+        assert file["url"].startswith("https://")
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_no_property_is_missing(bundle, name, data_of, tmp_path):
+    if not (bundle / "configs" / name).is_file():
+        pytest.skip(f"{bundle.name} has no {name}")
+    settings = {**TINY, "dataset_dir": str(data_of[bundle.name]), "output_dir": str(tmp_path)}
+    workflow = bundle_workflow(bundle.name, [name], kind=WORKFLOWS[name], **settings)
+    workflow.initialize()
+    assert workflow.check_properties() == []
+
+
+def test_configs_are_formatted(bundle):
+    for path in (bundle / "configs").glob("*.json"):
+        assert path.read_text() == format_json(json.loads(path.read_text())) + "\n", path.name
+
+
+def test_overlay_keys_exist_in_their_base(bundle):
+    """Every key overrides something; what an overlay adds is referred to by the overlay itself."""
+    loaded = configs(bundle)
+    for name in overlays(bundle):
+        parser = ConfigParser({k: v for base in bases(name) for k, v in loaded.get(base, {}).items()})
+        text = json.dumps(loaded[name])
+        for key in loaded[name]:
+            target = key.removeprefix("+")
+            added = f"@{target}" in text and target.rpartition("#")[0] in ("", "train", "validate")
+            argument = target.rpartition("#")[0] in parser and "_target_" in parser[target.rpartition("#")[0]]
+            known = target in parser or target == "finalize"
+            assert known or added or argument, f"{name}: {key} overrides nothing and nothing refers to it"
+
+
+def test_settings_are_used(bundle):
+    """A key that nothing refers to is dead: bar those that MONAI itself looks up."""
+    looked_up = {"imports", "initialize", "run", "finalize", "training", "bundle_root", "train", "validate"}
+    looked_up |= {"evaluator", "dataset", "handlers", "trainer", *PLAIN_IN_INFERENCE}
+    loaded = configs(bundle)
+    text = {name: json.dumps(content) for name, content in loaded.items()}
+    for name in WORKFLOWS:
+        for key in loaded.get(name, {}):
+            refers = re.compile(rf"@{key}\b")
+            users = [text[name], *(text[overlay] for overlay in overlays(bundle) if name in bases(overlay))]
+            assert key in looked_up or any(map(refers.search, users)), f"{name}: nothing refers to {key}"
+
+
+def test_every_target_resolves(bundle):
+    locator = ComponentLocator()
+    for name, content in configs(bundle).items():
+        for path, value in walk(content):
+            if path.endswith("_target_"):
+                module = locator.get_component_module_name(value)
+                found = locate(value) if "." in value else module
+                assert found, f"{name}: {path} = {value}"
+
+
+def test_expressions_are_one_short_call(bundle):
+    for name, content in configs(bundle).items():
+        for path, value in walk(content):
+            if isinstance(value, str) and value.startswith("$"):
+                assert len(value) <= 75, f"{name}: {path}"
+                assert "lambda" not in value, f"{name}: {path}"
+                assert "scripts" not in value, f"{name}: {path}: found only when the bundle is the working folder"
+
+
+def test_initialize_uses_nothing_of_scripts(bundle):
+    for name, content in configs(bundle).items():
+        assert "scripts" not in json.dumps(content.get("initialize", [])), name
+
+
+def test_handlers_are_literal_lists(bundle):
+    for name, content in configs(bundle).items():
+        for path, value in walk(content):
+            if path.split("#")[-1] == "handlers":
+                assert isinstance(value, list), f"{name}: {path}"
+                assert all("_target_" in item for item in value), f"{name}: {path}"
+
+
+def test_what_monai_label_reads_needs_no_metadata(bundle):
+    inference = configs(bundle).get("inference.json", {})
+    for key in PLAIN_IN_INFERENCE:
+        assert "_meta_" not in json.dumps(inference.get(key)), key
+        assert "@channel_def" not in json.dumps(inference.get(key)), key
+
+
+def resolved(bundle, name, **overrides):
+    parser = ConfigParser()
+    parser.read_config(str(bundle / "configs" / name))
+    parser.read_meta(str(bundle / "configs" / "metadata.json"))
+    parser.update({"bundle_root": str(bundle), **overrides})
+    return parser
+
+
+def test_train_and_inference_agree_on_the_network(bundle):
+    if not (bundle / "configs" / "train.json").is_file():
+        pytest.skip(f"{bundle.name} does not train")
+    train, infer = resolved(bundle, "train.json"), resolved(bundle, "inference.json")
+    for key, value in infer["network_def"].items():
+        if key in ("downsample", "_target_"):
+            assert train["network_def"][key] == value
+        else:
+            resolved_value = train.get_parsed_content(f"network_def#{key}")
+            assert resolved_value == value, key
+    assert set(train["network_def"]) - set(infer["network_def"]) <= {"use_checkpoint"}
+
+
+def test_train_and_inference_agree_on_settings_and_deterministic_transforms(bundle):
+    if not (bundle / "configs" / "train.json").is_file():
+        pytest.skip(f"{bundle.name} does not train")
+    train = resolved(bundle, "train.json", network_grid_keys=["image"])
+    infer = resolved(bundle, "inference.json")
+    for key in ("patch_size", "spacing_mm", "sw_overlap", "legacy_merging"):
+        assert train[key] == infer[key], key
+    ours = train["train"]["deterministic_transforms"]
+    theirs = infer["preprocessing"]["transforms"]
+    assert len(ours) == len(theirs)
+    for index, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        assert set(a) == set(b)
+        for key in set(a) - {"keys", "mode"}:
+            assert a[key] == b[key], f"transform {index}: {key}"
+
+
+RUN_ELSEWHERE = """
+import json, pathlib, pydoc, scripts, torch
+assert scripts.__file__.startswith({base!r}), scripts.__file__
+from monai.bundle import ConfigWorkflow
+for name, kind in {workflows!r}.items():
+    workflow = ConfigWorkflow("configs/" + name, workflow_type=kind, logging_file=False, **{settings!r})
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    if name == "inference.json":
+        pathlib.Path("models").mkdir()
+        torch.save(workflow.network_def.state_dict(), "models/model.pt")
+        workflow.run()
+        workflow.finalize()
+        assert list(pathlib.Path("output").glob("*_seg.nii.gz"))
+for path in pathlib.Path("configs").glob("*.json"):
+    for part in path.read_text().split('"_target_": "scripts.')[1:]:
+        target = "scripts." + part.split('"')[0]
+        assert pydoc.locate(target), target
+"""
+
+
+def test_packed_bundle_stands_alone(bundle, data_of, tmp_path):
+    archive = pack(bundle, tmp_path)
+    with zipfile.ZipFile(archive) as zipped:
+        assert {Path(name).parts[0] for name in zipped.namelist()} == {bundle.name}
+        zipped.extractall(tmp_path)
+    base = tmp_path / bundle.name
+    present = {name: kind for name, kind in WORKFLOWS.items() if (base / "configs" / name).is_file()}
+    settings = {**TINY, "dataset_dir": str(data_of[bundle.name])}
+    code = RUN_ELSEWHERE.format(base=str(base), workflows=present, settings=settings)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=base, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_packing_twice_gives_the_same_bytes(bundle, tmp_path):
+    first, second = pack(bundle, tmp_path / "a"), pack(bundle, tmp_path / "b")
+    assert first.read_bytes() == second.read_bytes()
+    assert first.name == f"{bundle.name}_v{configs(bundle)['metadata.json']['version']}.zip"

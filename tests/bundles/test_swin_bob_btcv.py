@@ -1,0 +1,371 @@
+"""swin_bob_btcv from cases to label maps, with a tiny network on phantoms."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from monai.data import list_data_collate
+
+from tests.conftest import ROOT, SHARED_DATA, TINY, TINY_TRAINING, command_line, run_bundle
+
+BUNDLE = "swin_bob_btcv"
+CONFIGS = ROOT / "bundles" / BUNDLE / "configs"
+
+
+def training_settings(data, folder, **more):
+    return {
+        **TINY,
+        **TINY_TRAINING,
+        "dataset_dir": str(data),
+        "ckpt_dir": str(folder / "models"),
+        "output_dir": str(folder / "runs"),
+        **more,
+    }
+
+
+@pytest.fixture(scope="module")
+def trained(torso_data, tmp_path_factory):
+    """A run of four epochs, never interrupted."""
+    folder = tmp_path_factory.mktemp("trained")
+    run_bundle(BUNDLE, ["train.json"], **training_settings(torso_data, folder, max_epochs=4))
+    return folder
+
+
+def infer(trained, source, out, **more):
+    ckpt_path = str(trained / "models" / "model.pt")
+    settings = {**TINY, "input": str(source), "output_dir": str(out), "ckpt_path": ckpt_path, **more}
+    return run_bundle(BUNDLE, ["inference.json"], kind="infer", **settings)
+
+
+def weights(path):
+    content = torch.load(path, weights_only=True)
+    return content.get("network", content)
+
+
+def assert_same_weights(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def command(*arguments, **settings):
+    done = subprocess.run(
+        [sys.executable, "-m", "monai.bundle", "run", *arguments, *command_line(settings)],
+        cwd=ROOT / "bundles" / BUNDLE,
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stderr
+
+
+# Training
+
+
+def test_training_leaves_best_last_and_scalars(trained):
+    last = torch.load(trained / "models" / "last.pt", weights_only=True)
+    assert last["epoch"] == 4
+    assert last["iteration"] == 8
+    assert last["optimizer"]["state"]
+    assert last["lr_scheduler"]["last_epoch"] == 4
+    assert 0 <= last["best_metric"] <= 1
+    assert (trained / "models" / "model.pt").is_file()
+    assert list((trained / "runs" / "tensorboard").glob("events.*"))
+
+
+def test_same_seed_gives_the_same_weights_and_another_seed_others(torso_data, trained, tmp_path):
+    for seed, folder in ((0, tmp_path / "same"), (1, tmp_path / "other")):
+        settings = training_settings(torso_data, folder, max_epochs=4, seed=seed, val_interval=4)
+        run_bundle(BUNDLE, ["train.json"], **settings)
+    uninterrupted = weights(trained / "models" / "last.pt")
+    assert_same_weights(weights(tmp_path / "same" / "models" / "last.pt"), uninterrupted)
+    other = weights(tmp_path / "other" / "models" / "last.pt")
+    assert not torch.equal(other["out.conv.conv.weight"], uninterrupted["out.conv.conv.weight"])
+
+
+def test_killed_and_resumed_run_reaches_the_weights_of_an_uninterrupted_one(torso_data, trained, tmp_path):
+    settings = training_settings(torso_data, tmp_path, max_epochs=4)
+    arguments = ["training", "--config_file", "configs/train.json", *command_line(settings)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "monai.bundle", "run", *arguments],
+        cwd=ROOT / "bundles" / BUNDLE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    last = tmp_path / "models" / "last.pt"
+    while not last.is_file() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert torch.load(last, weights_only=True)["epoch"] < 4
+    run_bundle(BUNDLE, ["train.json"], **settings, resume="true")
+    resumed = torch.load(last, weights_only=True)
+    uninterrupted = torch.load(trained / "models" / "last.pt", weights_only=True)
+    assert_same_weights(resumed["network"], uninterrupted["network"])
+    assert resumed["best_metric"] == uninterrupted["best_metric"]
+    assert resumed["lr_scheduler"] == uninterrupted["lr_scheduler"]
+
+
+def test_fine_tuning_starts_from_the_given_weights(torso_data, trained, tmp_path):
+    pretrained = str(trained / "models" / "model.pt")
+    settings = training_settings(torso_data, tmp_path, max_epochs=1, pretrained=pretrained, learning_rate=0.0)
+    run_bundle(BUNDLE, ["train.json"], **settings)
+    assert_same_weights(weights(tmp_path / "models" / "last.pt"), weights(Path(pretrained)))
+
+
+def test_mlflow_tracks_loss_and_metric(torso_data, tmp_path):
+    mlflow = pytest.importorskip("mlflow")
+    settings = training_settings(torso_data, tmp_path, max_epochs=1)
+    run_bundle(BUNDLE, ["train.json"], **settings, tracking="mlflow")
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/runs/mlruns.db")
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert {"train_loss", "val_mean_dice"} <= {name for run in runs for name in run.data.metrics}
+
+
+TWO_RANKS = """
+import json, sys, torch
+from monai.bundle import ConfigWorkflow
+configs, settings, out = json.loads(sys.argv[1])
+workflow = ConfigWorkflow(configs, workflow_type="train", logging_file=False, **settings)
+workflow.initialize()
+workflow.run()
+network, evaluator = workflow.parser.get_parsed_content("network"), workflow.evaluator
+content = {"network": network.module.state_dict(), "metrics": {k: float(v) for k, v in evaluator.state.metrics.items()}}
+torch.save(content, f"{out}/rank{torch.distributed.get_rank()}.pt")
+workflow.finalize()
+"""
+
+
+def test_two_ranks_hold_the_same_weights_and_score_the_whole_validation_set(torso_data, tmp_path):
+    datalist = json.loads((torso_data / "dataset_0.json").read_text())
+    datalist["validation"] += [{"image": item["image"], "label": item["label"]} for item in datalist["test"]]
+    datalist["test"] = []
+    (torso_data / "two_validation.json").write_text(json.dumps(datalist))
+    settings = training_settings(
+        torso_data,
+        tmp_path,
+        max_epochs=2,
+        bundle_root=str(ROOT / "bundles" / BUNDLE),
+        datalist_file="two_validation.json",
+    )
+    configs = [str(CONFIGS / "train.json"), str(CONFIGS / "multi_gpu_train.json")]
+    (tmp_path / "two_ranks.py").write_text(TWO_RANKS)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    arguments = [str(tmp_path / "two_ranks.py"), json.dumps([configs, settings, str(tmp_path)])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    assert_same_weights(ranks[0]["network"], ranks[1]["network"])
+    assert ranks[0]["metrics"] == ranks[1]["metrics"]
+    alone = training_settings(torso_data, tmp_path / "alone", max_epochs=1, datalist_file="two_validation.json")
+    alone["pretrained"], alone["learning_rate"] = str(tmp_path / "models" / "last.pt"), 0.0
+    one = run_bundle(BUNDLE, ["train.json"], **alone).evaluator.state.metrics["val_mean_dice"]
+    assert ranks[0]["metrics"]["val_mean_dice"] == pytest.approx(one, abs=1e-4)
+
+
+# Evaluation
+
+
+def test_evaluation_scores_the_saved_geometry(torso_data, trained, tmp_path):
+    settings = training_settings(torso_data, tmp_path, ckpt_path=str(trained / "models" / "model.pt"))
+    workflow = run_bundle(BUNDLE, ["train.json", "evaluate.json"], **settings, eval_split="test")
+    scores = pd.read_csv(tmp_path / "runs" / "scores.csv")
+    assert set(scores["case"]) == {"torso_003"}
+    assert len(scores) == 13
+    pred = np.asarray(nib.load(tmp_path / "runs" / "torso_003_seg.nii.gz").dataobj)
+    label = np.asarray(nib.load(torso_data / "labelsTs" / "torso_003.nii.gz").dataobj)
+    for row in scores.itertuples():
+        a, b = pred == row.class_id, label == row.class_id
+        assert row.dice == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()), abs=1e-6)
+    summary = pd.read_csv(tmp_path / "runs" / "summary.csv")
+    assert workflow.evaluator.state.metrics["mean_dice"] == pytest.approx(scores["dice"].mean())
+    assert list(summary["organ"])[-1] == "mean"
+
+
+# Inference
+
+
+@pytest.fixture(scope="module")
+def segmented(torso_data, trained, tmp_path_factory):
+    out = tmp_path_factory.mktemp("segmented")
+    infer(trained, torso_data / "dataset_0.json", out, gif="true")
+    return out
+
+
+def test_label_map_lies_on_the_grid_of_the_input(torso_data, segmented):
+    image = nib.load(torso_data / "imagesTs" / "torso_003.nii.gz")
+    pred = nib.load(segmented / "torso_003_seg.nii.gz")
+    assert np.abs(image.affine[:3, :3] / image.header.get_zooms()).max(axis=0).min() < 0.999, "not oblique"
+    assert nib.aff2axcodes(image.affine) != ("R", "A", "S")
+    assert pred.shape == image.shape
+    assert pred.get_data_dtype() == np.uint8
+    np.testing.assert_allclose(pred.affine, image.affine, atol=1e-4)
+    assert set(np.unique(pred.dataobj)) <= set(range(14))
+
+
+def test_volumes_are_those_of_the_label_map(segmented):
+    volumes = pd.read_csv(segmented / "volumes.csv", index_col="case")
+    pred = nib.load(segmented / "torso_003_seg.nii.gz")
+    voxel_ml = abs(np.linalg.det(pred.affine[:3, :3])) / 1000
+    assert len(volumes.columns) == 13
+    assert volumes.loc["torso_003", "liver"] == pytest.approx(
+        (np.asarray(pred.dataobj) == 6).sum() * voxel_ml, abs=1e-3
+    )
+
+
+def test_preview_and_gif_are_drawn(segmented):
+    names = {path.name for path in segmented.iterdir()}
+    assert {"torso_003_preview.png", "torso_003.gif"} <= names
+    assert not any(name.startswith(".tmp") for name in names)
+
+
+def test_one_bad_file_costs_that_case_and_the_exit_code(torso_data, trained, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    shutil.copy(torso_data / "imagesTs" / "torso_003.nii.gz", folder / "b_good.nii.gz")
+    (folder / "a_truncated.nii.gz").write_bytes((folder / "b_good.nii.gz").read_bytes()[:2000])
+    settings = {
+        **TINY,
+        "input": str(folder),
+        "output_dir": str(tmp_path / "out"),
+        "ckpt_path": str(trained / "models" / "model.pt"),
+    }
+    code, stderr = command("--config_file", "configs/inference.json", **settings)
+    assert code == 1
+    assert "1 of 2 cases failed:" in stderr
+    assert "a_truncated.nii.gz: cannot be read" in stderr.strip().splitlines()[-1]
+    assert (tmp_path / "out" / "b_good_seg.nii.gz").is_file()
+    failed = pd.read_csv(tmp_path / "out" / "failed.csv")
+    assert list(failed["case"]) == ["a_truncated"]
+    assert "copy it again" in failed["reason"][0]
+
+
+def test_dicom_series_is_segmented_on_its_own_grid(trained, tmp_path):
+    series = SHARED_DATA / "ct_dicom"
+    if not series.is_dir():
+        pytest.skip(f"{series} is absent")
+    infer(trained, series, tmp_path)
+    pred = nib.load(tmp_path / "ct_dicom_seg.nii.gz")
+    assert pred.shape == (512, 512, 20)
+    np.testing.assert_allclose(np.sort(pred.header.get_zooms()), [0.9765625, 0.9765625, 2.0], atol=1e-4)
+
+
+def test_four_parts_alone_give_the_label_map_of_the_bundle(torso_data, trained, segmented, tmp_path):
+    """MONAI Label and Deploy parse these four without the metadata and put the path beside the image."""
+    parser = ConfigParser()
+    parser.read_config(str(CONFIGS / "inference.json"))
+    parser.update({**TINY, "output_dir": str(tmp_path)})
+    network, preprocessing, inferer, postprocessing = (
+        parser.get_parsed_content(part) for part in ("network_def", "preprocessing", "inferer", "postprocessing")
+    )
+    network.load_state_dict(weights(trained / "models" / "model.pt"))
+    path = str(torso_data / "imagesTs" / "torso_003.nii.gz")
+    data = preprocessing({"image": path, "image_path": path})
+    assert data["image_path"] == path
+    with torch.no_grad():
+        data["pred"] = inferer(list_data_collate([data])["image"], network.eval())[0]
+    data = postprocessing(data)
+    expected = nib.load(segmented / "torso_003_seg.nii.gz")
+    assert data["pred"].shape == (1, *expected.shape)
+    np.testing.assert_array_equal(np.asarray(data["pred"])[0], np.asarray(expected.dataobj))
+    np.testing.assert_allclose(data["pred"].affine, expected.affine, atol=1e-4)
+
+
+# Bad input
+
+
+def nifti(path, array, affine=None):
+    nib.save(nib.Nifti1Image(np.asarray(array, dtype=np.float32), np.eye(4) if affine is None else affine), path)
+    return path
+
+
+BAD_IMAGES = {
+    "empty file": (lambda p: p.write_bytes(b""), "cannot be read"),
+    "4-D": (lambda p: nifti(p, np.random.rand(4, 4, 4, 2)), r"has shape \(4, 4, 4, 2\), not \(X, Y, Z\)"),
+    "NaN": (lambda p: nifti(p, np.full((4, 4, 4), np.nan)), "holds NaN or infinite voxels"),
+    "constant": (lambda p: nifti(p, np.ones((4, 4, 4))), "is constant, every voxel is 1: this is no image"),
+    "absurd spacing": (
+        lambda p: nifti(p, np.random.rand(4, 4, 4), np.diag([900, 1, 1, 1])),
+        r"voxel spacing \(900.0, 1.0, 1.0\) mm is outside",
+    ),
+    "zero spacing": (
+        lambda p: nifti(p, np.random.rand(4, 4, 4), np.diag([0, 1, 1, 1])),
+        r"voxel spacing \(0.0, 1.0, 1.0\) mm is outside",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_IMAGES)
+def test_bad_image_is_refused_with_its_path_and_nothing_is_written(kind, trained, tmp_path, capfd):
+    write, message = BAD_IMAGES[kind]
+    source = tmp_path / "case.nii.gz"
+    write(source)
+    with pytest.raises(SystemExit, match=rf"1 of 1 cases failed:\n  case: .*case.nii.gz: {message}"):
+        infer(trained, source, tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"failed.csv"}
+
+
+def test_missing_input_is_named(trained, tmp_path):
+    code, stderr = command("--config_file", "configs/inference.json", input=str(tmp_path / "none"))
+    assert code == 1
+    assert stderr.strip().splitlines()[-1] == (
+        f"error: {tmp_path}/none: no such file or folder; give --input a NIfTI file, a folder or a datalist."
+    )
+
+
+def test_missing_weights_end_the_run_before_the_first_case(torso_data, tmp_path):
+    with pytest.raises(Exception, match=r"nowhere.pt"):
+        infer(tmp_path, torso_data / "imagesTs", tmp_path / "out", ckpt_path=str(tmp_path / "nowhere.pt"))
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_weights_of_another_network_are_refused(torso_data, trained, tmp_path):
+    more = {"network_def#feature_size": 24}
+    with pytest.raises(ValueError, match="weights of another network"):
+        infer(trained, torso_data / "imagesTs", tmp_path / "out", **more)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_output_folder_that_cannot_be_written_ends_the_run_at_once(torso_data, trained, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RuntimeError) as caught:
+        infer(trained, torso_data / "imagesTs", tmp_path / "file" / "out")
+    assert "output folder cannot be written" in str(caught.value.__cause__)
+
+
+def test_no_validation_cases_end_the_run_before_the_first_epoch(torso_data, tmp_path):
+    datalist = json.loads((torso_data / "dataset_0.json").read_text())
+    (torso_data / "no_validation.json").write_text(json.dumps({**datalist, "validation": []}))
+    with pytest.raises(RuntimeError) as caught:
+        settings = training_settings(torso_data, tmp_path, datalist_file="no_validation.json")
+        run_bundle(BUNDLE, ["train.json"], **settings)
+    assert "validation" in str(caught.value.__cause__)
+
+
+def test_unknown_label_values_end_the_run_before_the_first_epoch(torso_data, tmp_path):
+    shutil.copytree(torso_data, tmp_path / "data")
+    path = tmp_path / "data" / "labelsTr" / "torso_001.nii.gz"
+    label = nib.load(path)
+    array = np.asarray(label.dataobj).copy()
+    array[0, 0, 0] = 77
+    nib.save(nib.Nifti1Image(array, label.affine), path)
+    with pytest.raises(RuntimeError) as caught:
+        run_bundle(BUNDLE, ["train.json"], **training_settings(tmp_path / "data", tmp_path))
+    assert "torso_001.nii.gz" in str(caught.value.__cause__)
+    assert "77" in str(caught.value.__cause__)
+
+
+def test_resume_without_a_checkpoint_says_so(torso_data, tmp_path):
+    with pytest.raises(ValueError, match=r"last.pt: no checkpoint to resume from"):
+        run_bundle(BUNDLE, ["train.json"], **training_settings(torso_data, tmp_path), resume="true")

@@ -1,0 +1,73 @@
+"""Small data, a tiny network and what runs a bundle, for all tests."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+
+from tools.phantom import write_cohort
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED_DATA = ROOT.parent / "shared" / "data"
+TINY = {
+    "network_def#feature_size": 12,
+    "network_def#depths": [1, 1, 1, 1],
+    "network_def#window_size": 4,
+    "patch_size": [64, 64, 64],
+    "spacing_mm": [6.0, 6.0, 6.0],
+    "num_workers": 0,
+    "sw_batch_size": 1,
+}
+TINY_TRAINING = {
+    "network_def#use_checkpoint": False,
+    "crops_per_case": 1,
+    "warmup_epochs": 1,
+    "val_interval": 1,
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads():
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def torso_data(tmp_path_factory):
+    """A cohort of four phantoms: two for training, one each for validation and test."""
+    return write_cohort(tmp_path_factory.mktemp("torso"), cases=4, seed=3).parent
+
+
+@pytest.fixture
+def real_ct():
+    folder = SHARED_DATA / "ct_torso"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent")
+    return folder
+
+
+def bundle_workflow(bundle, configs, *, kind=None, run_id="run", **settings):
+    """Make the workflow that `python -m monai.bundle run` makes."""
+    folder = ROOT / "bundles" / bundle
+    return ConfigWorkflow(
+        config_file=[str(folder / "configs" / name) for name in configs],
+        workflow_type=kind,
+        run_id=run_id,
+        logging_file=False,
+        **{"bundle_root": str(folder), **settings},
+    )
+
+
+def run_bundle(bundle, configs, **settings):
+    """Run a bundle as `python -m monai.bundle run` does and return its workflow."""
+    workflow = bundle_workflow(bundle, configs, **settings)
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
+    return workflow
+
+
+def command_line(settings):
+    """Write settings as they are typed."""
+    return [part for key, value in settings.items() for part in (f"--{key}", json.dumps(value).strip('"'))]

@@ -1,0 +1,140 @@
+"""The demonstration: `python -m tools.demo [--input IMAGE --label LABEL]`.
+
+Makes torso phantoms (or takes one real pair), then runs the bundle's own commands at reduced size: train,
+evaluate, segment. Leaves `demo/` with scores, label map, preview and GIF, and prints where they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tools.phantom import write_cohort
+
+ROOT = Path(__file__).resolve().parents[1]
+BUNDLE = ROOT / "bundles" / "swin_bob_btcv"
+REDUCED_NETWORK = {
+    "network_def#feature_size": 12,
+    "network_def#depths": [1, 1, 1, 1],
+    "network_def#window_size": 4,
+    "patch_size": [64, 64, 64],
+    "sw_batch_size": 1,
+    "num_workers": 0,
+}
+REDUCED_TRAINING = {
+    "network_def#use_checkpoint": False,
+    "learning_rate": 0.002,
+    "warmup_epochs": 2,
+}
+logger = logging.getLogger("demo")
+
+
+def run(settings: dict[str, Any], *configs: str) -> None:
+    """Print and run the command that a user would type in the bundle's folder.
+
+    Raises:
+        SystemExit: the command failed.
+    """
+    listed = json.dumps([f"configs/{name}" for name in configs]).replace('"', "'")
+    words = ["python", "-m", "monai.bundle", "run", "--config_file", listed]
+    for key, value in settings.items():
+        words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+    logger.info("\n$ cd %s; %s", BUNDLE.relative_to(ROOT), shlex.join(words))
+    done = subprocess.run([sys.executable, *words[1:]], cwd=BUNDLE, check=False)
+    if done.returncode:
+        raise SystemExit(f"the command above failed with exit code {done.returncode}")
+
+
+def write_pair(out: Path, image: Path, label: Path) -> None:
+    """Make a data set of one real pair, which is trained on and measured: an overfit check.
+
+    Args:
+        out: folder for the data set.
+        image: NIfTI image.
+        label: NIfTI label map on its grid.
+
+    Raises:
+        SystemExit: a file does not exist.
+    """
+    case = {}
+    for key, source in (("image", image), ("label", label)):
+        if not source.is_file():
+            raise SystemExit(f"{source}: no such file; give --{'input' if key == 'image' else 'label'} another")
+        target = out / f"{key}s" / source.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+        case[key] = str(target.relative_to(out))
+    content = {name: [case] for name in ("training", "validation", "test")}
+    (out / "dataset_0.json").write_text(json.dumps(content, indent=4))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demonstration."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--input", type=Path, help="a real image instead of phantoms")
+    parser.add_argument("--label", type=Path, help="its label map in BTCV's numbering")
+    parser.add_argument("--epochs", type=int, default=0, help="default: 40 on phantoms, 160 on a pair")
+    parser.add_argument("--spacing", type=float, default=4.0, help="of the network's grid, in mm (default: 4)")
+    parser.add_argument("--out", type=Path, default=ROOT / "demo", help="folder for all results (default: demo)")
+    args = parser.parse_args(argv)
+    if (args.input is None) != (args.label is None):
+        parser.error("--input and --label go together: training needs both")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    start, out = time.monotonic(), args.out.resolve()
+    if out.is_dir():
+        shutil.rmtree(out)
+    demonstrate(out, args)
+    report(out, overfit=args.input is not None, minutes=(time.monotonic() - start) / 60)
+    return 0
+
+
+def demonstrate(out: Path, args: argparse.Namespace) -> None:
+    """Make the data, then train, evaluate and segment, each with the bundle's own configs."""
+    if args.input is None:
+        write_cohort(out / "data", cases=10, seed=0)
+    else:
+        write_pair(out / "data", args.input, args.label)
+    network = {**REDUCED_NETWORK, "spacing_mm": [args.spacing] * 3}
+    epochs = args.epochs or (40 if args.input is None else 160)
+    training = {
+        **network,
+        **REDUCED_TRAINING,
+        "dataset_dir": str(out / "data"),
+        "ckpt_dir": str(out / "models"),
+        "allow_overlap": args.input is not None,
+        "crops_per_case": 1 if args.input is None else 4,
+    }
+    schedule = {"max_epochs": epochs, "val_interval": max(1, epochs // 8), "output_dir": str(out / "runs")}
+    run({**training, **schedule}, "train.json")
+    run({**training, "output_dir": str(out), "eval_split": "test"}, "train.json", "evaluate.json")
+    segment = {
+        "dataset_dir": str(out / "data"),
+        "output_dir": str(out),
+        "ckpt_path": str(out / "models/model.pt"),
+    }
+    run({**network, **segment, "gif": True}, "inference.json")
+
+
+def report(out: Path, *, overfit: bool, minutes: float) -> None:
+    """Print the scores and where everything is."""
+    summary = pd.read_csv(out / "summary.csv", index_col="organ")
+    logger.info("\n%s", summary.to_string(float_format="%.3f"))
+    what = "the training scan itself, an overfit check" if overfit else "a held-out phantom"
+    logger.info("\nMean Dice on %s: %.3f, after %.1f minutes. Look at", what, summary["dice_mean"]["mean"], minutes)
+    for path in sorted(out.glob("*.*")):
+        logger.info("  %s", path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
