@@ -12,7 +12,7 @@ from ignite.engine import Engine
 
 from scripts.names import stem
 
-AFFINE_TOLERANCE = 1e-3
+AFFINE_TOLERANCE_MM = 0.1
 
 Collected = dict[str, tuple[str, Any]]
 """Case name to (source file, what a handler remembers of the case)."""
@@ -108,9 +108,9 @@ def label_array(item: Mapping[str, Any], key: str, *, case: str) -> GridArray:
 
 
 def same_grid(one: GridArray, other: GridArray) -> bool:
-    """Tell whether two volumes have the same shape, and the same affine within 0.001."""
+    """Tell whether two volumes have the same shape, and the same affine within 0.1 mm."""
     same_shape = one.array.shape == other.array.shape
-    return same_shape and np.allclose(one.affine, other.affine, rtol=0, atol=AFFINE_TOLERANCE)
+    return same_shape and np.allclose(one.affine, other.affine, rtol=0, atol=AFFINE_TOLERANCE_MM)
 
 
 def check_same_grid(pred: GridArray, other: GridArray, *, case: str, name: str = "label") -> None:

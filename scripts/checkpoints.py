@@ -13,13 +13,10 @@ from ignite.engine import Engine, Events
 from monai.data.utils import set_rnd
 
 from scripts.files import atomic_path
+from scripts.networks import unwrapped
+from scripts.weight_files import read_file
 
 logger = logging.getLogger(__name__)
-
-
-def unwrapped(network: torch.nn.Module) -> torch.nn.Module:
-    """Return the module inside DistributedDataParallel, or `network` itself."""
-    return network.module if isinstance(network, torch.nn.parallel.DistributedDataParallel) else network
 
 
 def save(content: Any, path: Path) -> None:
@@ -135,13 +132,13 @@ class Resume:
         """
         if not self.path.is_file():
             raise ValueError(f"{self.path}: no checkpoint to resume from; start without --resume true.")
+        state = read_file(self.path)
         try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
             self.state.load_state_dict(engine, state)
-        except (RuntimeError, KeyError, ValueError, EOFError) as error:
+        except (RuntimeError, KeyError, ValueError) as error:
             raise ValueError(
-                f"{self.path}: cannot be resumed ({str(error).splitlines()[0]}): it is damaged or of another "
-                "network; give the same settings or start without --resume true."
+                f"{self.path}: of another network or optimizer ({str(error).splitlines()[0]}); give the settings of "
+                "the run that wrote it, or start without --resume true."
             ) from error
         logger.info("resumed from %s after epoch %d", self.path, engine.state.epoch)
 

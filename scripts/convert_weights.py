@@ -21,7 +21,8 @@ from monai.networks.nets import SwinUNETR
 
 from scripts import networks
 from scripts.checkpoints import save
-from scripts.weights import check_state_dict, load_state_dict_file
+from scripts.weight_files import load_state_dict_file
+from scripts.weights import check_state_dict
 
 logger = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from scripts.cases import AFFINE_TOLERANCE_MM
 from scripts.files import StoredVolume, read_nifti
 from scripts.names import stem, unique_names
 from scripts.settings import flag
@@ -22,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 Item = dict[str, str]
 SECTIONS = ("training", "validation", "test")
-AFFINE_TOLERANCE_MM = 0.1
 _LISTED_VALUES = 8
 _NIFTI_NAME = re.compile(r"[^.].*\.nii(\.gz)?", re.IGNORECASE)
 

@@ -110,3 +110,8 @@ def adapt_input_channels(weight: torch.Tensor, *, in_channels: int) -> torch.Ten
     """
     repeats = (1, in_channels, *(1 for _ in weight.shape[2:]))
     return weight.sum(dim=1, keepdim=True).div(in_channels).repeat(repeats)
+
+
+def unwrapped(network: torch.nn.Module) -> torch.nn.Module:
+    """Return the module inside DistributedDataParallel, or `network` itself."""
+    return network.module if isinstance(network, torch.nn.parallel.DistributedDataParallel) else network

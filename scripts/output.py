@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from monai.config import KeysCollection
 from monai.data import FolderLayoutBase, NibabelWriter
 from monai.transforms import SaveImaged, Transform
@@ -16,8 +17,12 @@ from scripts.files import atomic_path
 from scripts.names import stem
 
 
-class AtomicNibabelWriter(NibabelWriter):
-    """NIfTI writer that writes under a temporary name and renames, so that no reader meets half a file."""
+class LabelMapWriter(NibabelWriter):
+    """NIfTI writer for one channel that keeps axes of length 1, and renames a file when it is whole."""
+
+    def set_data_array(self, data_array: torch.Tensor, **_: Any) -> None:
+        """Take the one channel of (1, X, Y, Z)."""
+        self.data_obj = data_array[0].numpy()
 
     def write(self, filename: str | os.PathLike, verbose: bool = False, **options: Any) -> None:
         """Write to `filename`; see `monai.data.NibabelWriter`."""
@@ -69,15 +74,10 @@ class SaveLabelMapd(SaveImaged):
             keys,
             output_dtype=np.uint8,
             resample=False,
-            squeeze_end_dims=False,
             print_log=False,
-            writer=AtomicNibabelWriter,
+            writer=LabelMapWriter,
             output_ext=".nii.gz",
             output_name_formatter=case_formatter,
             folder_layout=CaseLayout(output_dir, postfix),
             allow_missing_keys=allow_missing_keys,
         )
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Write; the data pass through unchanged."""
-        return super().__call__(data)

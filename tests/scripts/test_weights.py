@@ -11,7 +11,7 @@ from ignite.engine import Engine
 from monai.networks.nets import SwinUNETR
 from monai.networks.nets.swin_unetr import filter_swinunetr
 
-from scripts import networks, weights
+from scripts import networks, weight_files, weights
 
 PATCH_EMBEDDING = "swinViT.patch_embed.proj.weight"
 IMAGE_WEIGHTS = {PATCH_EMBEDDING, "encoder1.layer.conv1.conv.weight", "encoder1.layer.conv3.conv.weight"}
@@ -83,26 +83,26 @@ class RunsCommand(TouchesFile):
 def test_wrapped_state_dicts_are_unwrapped(tmp_path, wrapper):
     state = state_of()
     path = saved(tmp_path / "w.pt", {wrapper: state, "epoch": 3, "optimizer": {"state": {}}})
-    assert_equal_states(weights.load_state_dict_file(path), state)
+    assert_equal_states(weight_files.load_state_dict_file(path), state)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "module.backbone.", "_orig_mod.", "_orig_mod.module.", "backbone."])
 def test_prefixes_of_wrapped_networks_are_stripped(tmp_path, prefix):
     state = state_of()
     path = saved(tmp_path / "w.pt", {prefix + key: value for key, value in state.items()})
-    assert_equal_states(weights.load_state_dict_file(path), state)
+    assert_equal_states(weight_files.load_state_dict_file(path), state)
 
 
 def test_swin_vit_of_old_monai_is_renamed(tmp_path):
     state = state_of()
     renamed = {key.replace("swinViT", "module.swin_vit"): value for key, value in state.items()}
-    assert_equal_states(weights.load_state_dict_file(saved(tmp_path / "w.pt", renamed)), state)
+    assert_equal_states(weight_files.load_state_dict_file(saved(tmp_path / "w.pt", renamed)), state)
 
 
 def test_names_of_other_networks_are_kept(tmp_path):
     state = torch.nn.ModuleDict({"encoder": torch.nn.Linear(2, 2), "mlp": torch.nn.Linear(2, 2)}).state_dict()
     state["backbone.mlp.fc1.weight"] = torch.zeros(1)
-    assert list(weights.load_state_dict_file(saved(tmp_path / "w.pt", state))) == list(state)
+    assert list(weight_files.load_state_dict_file(saved(tmp_path / "w.pt", state))) == list(state)
 
 
 def test_numpy_numbers_beside_the_weights_are_read(tmp_path):
@@ -114,7 +114,7 @@ def test_numpy_numbers_beside_the_weights_are_read(tmp_path):
         "done": np.bool_(True),
     }
     path = saved(tmp_path / "w.pt", {"state_dict": state} | numbers)
-    assert_equal_states(weights.load_state_dict_file(path), state)
+    assert_equal_states(weight_files.load_state_dict_file(path), state)
 
 
 def test_numpy_numbers_saved_with_numpy_1_are_read(tmp_path):
@@ -127,21 +127,21 @@ def test_numpy_numbers_saved_with_numpy_1_are_read(tmp_path):
                 assert b"cnumpy._core.multiarray\n" in content
                 content = content.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
             target.writestr(name, content)
-    assert_equal_states(weights.load_state_dict_file(path), state)
+    assert_equal_states(weight_files.load_state_dict_file(path), state)
 
 
 def test_globals_allowed_for_numpy_numbers_do_not_stay_allowed(tmp_path):
     path = saved(tmp_path / "w.pt", {"state_dict": state_of(), "best_acc": np.float64(0.8)})
     before = set(torch.serialization.get_safe_globals())
     assert np.dtype not in before
-    weights.load_state_dict_file(path)
+    weight_files.load_state_dict_file(path)
     assert set(torch.serialization.get_safe_globals()) == before
 
 
 def test_globals_that_were_allowed_before_stay_allowed(tmp_path):
     path = saved(tmp_path / "w.pt", state_of())
     with torch.serialization.safe_globals([np.dtype]):
-        weights.load_state_dict_file(path)
+        weight_files.load_state_dict_file(path)
         assert np.dtype in torch.serialization.get_safe_globals()
 
 
@@ -163,9 +163,9 @@ def test_disruptive_autoencoder_names_are_those_of_monais_filter(tmp_path):
     path = saved(tmp_path / "w.pt", {"model": {key: torch.zeros(1) for key in deeper}})
     # MONAI's filter cuts fixed columns of the names, which spoils the two of the patch embedding
     expected = [filter_swinunetr(key, 0)[0] for key in deeper if "patch_embed" not in key]
-    ours = [key for key in weights.load_state_dict_file(path) if "patch_embed" not in key]
+    ours = [key for key in weight_files.load_state_dict_file(path) if "patch_embed" not in key]
     assert ours == expected
-    assert set(weights.load_state_dict_file(path)) <= set(state)
+    assert set(weight_files.load_state_dict_file(path)) <= set(state)
 
 
 def test_strict_loading_keeps_the_parameter_objects(tmp_path):
@@ -271,14 +271,14 @@ def test_files_without_weights_are_refused_in_a_sentence(tmp_path, write, messag
     path = tmp_path / "w.pt"
     write(path)
     with pytest.raises(ValueError, match=exactly(f"{path}: {message}")):
-        weights.load_state_dict_file(path)
+        weight_files.load_state_dict_file(path)
 
 
 @pytest.mark.parametrize("name", ["absent.pt", "."])
 def test_missing_file_is_named(tmp_path, name):
     path = tmp_path / name
     with pytest.raises(FileNotFoundError, match=exactly(f"{path}: no such file: give the path of the weights.")):
-        weights.load_state_dict_file(path)
+        weight_files.load_state_dict_file(path)
 
 
 @pytest.mark.parametrize("kind", [TouchesFile, RunsCommand])
@@ -286,7 +286,7 @@ def test_pickled_code_is_refused_and_not_run(tmp_path, kind):
     touched = tmp_path / "touched"
     path = saved(tmp_path / "w.pt", {"state_dict": state_of(), "best_acc": kind(touched)})
     with pytest.raises(ValueError, match=r"w\.pt: holds pickled code \([\w.]+\), refused because"):
-        weights.load_state_dict_file(path)
+        weight_files.load_state_dict_file(path)
     assert not touched.exists()
     torch.load(path, weights_only=False)
     assert touched.exists(), "the file is harmless, so the test proves nothing"

@@ -1,0 +1,30 @@
+import pytest
+
+from scripts.names import stem, unique_names
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("a/b.nii.gz", "b"),
+        ("b.NII", "b"),
+        ("x/1.2.840.113", "1.2.840.113"),
+        ("x/series/", "series"),
+        ("v1.2.nii", "v1.2"),
+    ],
+)
+def test_stem_drops_folder_and_nifti_suffix_only(path, name):
+    assert stem(path) == name
+
+
+def test_repeated_stems_get_their_folders_and_then_numbers():
+    paths = ["/d/x/ct.nii", "/d/y/ct.nii", "/d/y/ct.nii.gz", "/d/pet.nii"]
+    assert unique_names(paths) == ["x_ct", "y_ct", "y_ct_2", "pet"]
+
+
+def test_same_path_gets_the_same_name():
+    assert unique_names(["/d/a.nii", "/d/a.nii"]) == ["a", "a"]
+
+
+def test_a_name_that_looks_numbered_is_not_taken_twice():
+    assert len(set(unique_names(["/d/x_a.nii", "/d/x/a.nii", "/d/y/a.nii"]))) == 3
