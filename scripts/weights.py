@@ -110,8 +110,11 @@ def load_pretrained(network: torch.nn.Module, path: str | Path) -> LoadReport:
     return report
 
 
-class WeightsLoader:
+class StrictCheckpointLoader:
     """Load weights that must fit exactly when an engine starts, as `load_weights` does.
+
+    MONAI FL finds loaders by the word CheckpointLoader in their names and leaves them out, as the weights that
+    it evaluates are the server's.
 
     Args:
         network: the network of the engine, possibly wrapped for distributed training.
@@ -131,7 +134,7 @@ class WeightsLoader:
         logger.info("%s: loaded", self.path)
 
 
-class PretrainedLoader(WeightsLoader):
+class PretrainedLoader(StrictCheckpointLoader):
     """Load pretrained weights when a training starts anew, as `load_pretrained` does; not when it resumes.
 
     Leave it out in federated learning: it would replace the server's weights in the first round.

@@ -13,7 +13,7 @@ from pydoc import locate
 import jsonschema
 import pytest
 import yaml
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, verify_net_in_out
 from monai.bundle.config_item import ComponentLocator
 
 from tests.conftest import TINY, bundle_workflow
@@ -117,6 +117,13 @@ def test_no_property_is_missing(bundle, name, data_of, tmp_path):
     workflow = bundle_workflow(bundle.name, [name], kind=WORKFLOWS[name], **settings)
     workflow.initialize()
     assert workflow.check_properties() == []
+
+
+def test_network_maps_the_declared_input_to_the_declared_output(bundle, tmp_path):
+    folder = bundle / "configs"
+    name = "inference.json"
+    small = {key: value for key, value in TINY.items() if key.startswith("network_def")}
+    verify_net_in_out("network_def", str(folder / "metadata.json"), str(folder / name), device="cpu", **small)
 
 
 def test_configs_are_formatted(bundle):

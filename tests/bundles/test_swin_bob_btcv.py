@@ -16,6 +16,9 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.data import list_data_collate
+from monai.fl.client import MonaiAlgo
+from monai.fl.utils.constants import ExtraItems
+from monai.fl.utils.exchange_object import ExchangeObject
 
 from tests.conftest import ROOT, SHARED_DATA, TINY, TINY_TRAINING, command_line, run_bundle
 
@@ -170,8 +173,26 @@ def test_two_ranks_hold_the_same_weights_and_score_the_whole_validation_set(tors
     assert ranks[0]["metrics"] == ranks[1]["metrics"]
     alone = training_settings(torso_data, tmp_path / "alone", max_epochs=1, datalist_file="two_validation.json")
     alone["pretrained"], alone["learning_rate"] = str(tmp_path / "models" / "last.pt"), 0.0
-    one = run_bundle(BUNDLE, ["train.json"], **alone).evaluator.state.metrics["val_mean_dice"]
+    one = run_bundle(BUNDLE, ["train.json"], kind="train", **alone).evaluator.state.metrics["val_mean_dice"]
     assert ranks[0]["metrics"]["val_mean_dice"] == pytest.approx(one, abs=1e-4)
+
+
+def test_federated_client_trains_and_evaluates_the_weights_that_it_is_given(torso_data, trained, tmp_path):
+    settings = training_settings(torso_data, tmp_path)
+    client = MonaiAlgo(
+        bundle_root=str(ROOT / "bundles" / BUNDLE),
+        train_kwargs=dict(settings),
+        eval_kwargs=dict(settings),
+        local_epochs=1,
+    )
+    client.initialize(extra={ExtraItems.CLIENT_NAME: "site 1", ExtraItems.APP_ROOT: str(tmp_path)})
+    given = ExchangeObject(weights=weights(trained / "models" / "model.pt"))
+    metrics = client.evaluate(given).metrics
+    client.train(given)
+    assert metrics["mean_dice"] >= 0
+    updated = client.get_weights().weights
+    assert updated.keys() == given.weights.keys()
+    assert any(not torch.equal(updated[name], given.weights[name]) for name in updated)
 
 
 # Evaluation
@@ -179,7 +200,7 @@ def test_two_ranks_hold_the_same_weights_and_score_the_whole_validation_set(tors
 
 def test_evaluation_scores_the_saved_geometry(torso_data, trained, tmp_path):
     settings = training_settings(torso_data, tmp_path, ckpt_path=str(trained / "models" / "model.pt"))
-    workflow = run_bundle(BUNDLE, ["train.json", "evaluate.json"], **settings, eval_split="test")
+    workflow = run_bundle(BUNDLE, ["train.json", "evaluate.json"], kind="train", **settings, eval_split="test")
     scores = pd.read_csv(tmp_path / "runs" / "scores.csv")
     assert set(scores["case"]) == {"torso_003"}
     assert len(scores) == 13

@@ -407,7 +407,7 @@ def distributed(tmp_path):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("handler", [weights.WeightsLoader, weights.PretrainedLoader])
+@pytest.mark.parametrize("handler", [weights.StrictCheckpointLoader, weights.PretrainedLoader])
 def test_handlers_load_into_a_distributed_network_at_the_start(tmp_path, distributed, handler):
     network = tiny()
     path = saved(tmp_path / "w.pt", state_of(seed=1))
