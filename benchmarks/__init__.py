@@ -1,0 +1,1 @@
+"""What measures; each module prints a table and writes it to `benchmarks/results`."""
