@@ -77,9 +77,7 @@ def load_datalist(
                 f'{source}: no {name} cases; list some under "{name}", or remove the datalist and put at '
                 "least two cases into imagesTr and labelsTr, to be split 80/20"
             )
-    if flag(allow_overlap, "allow_overlap"):
-        logger.warning("%s: training cases may be measured too; the scores then say nothing of new ones", source)
-    else:
+    if not flag(allow_overlap, "allow_overlap"):
         _refuse_repeats(sections, source)
     items = [item for name in SECTIONS for item in sections[name]]
     for item, case in zip(items, unique_names([item["image"] for item in items]), strict=True):

@@ -37,7 +37,7 @@ def list_cases(source: str | Path, *, split: str = "test") -> list[Case]:
     if not path.exists():
         raise ValueError(f"{path}: no such file or folder; give --input a NIfTI file, a folder or a datalist.")
     if path.suffix == ".json":
-        lists = load_datalist(path.parent, datalist_file=path.name, check=False, required=(split,))
+        lists = load_datalist(path.parent, datalist_file=path.name, check=False, required=(split,), allow_overlap=True)
         return lists[split]
     if path.is_file():
         found = [{"image": str(path)}]

@@ -1,7 +1,8 @@
 """The demonstration: `python -m tools.demo [--input IMAGE --label LABEL]`.
 
-Makes torso phantoms (or takes one real pair), then runs the bundle's own commands at reduced size: train,
-evaluate, segment. Leaves `demo/` with scores, label map, preview and GIF, and prints where they are.
+Makes torso phantoms, then runs the bundle's own commands at reduced size: train, evaluate, segment. Leaves `demo/` with
+scores, label map, preview and GIF, and prints where they are. With a real pair of files, the network of the phantoms is
+fine-tuned on it, and `demo/pair/` gets the same.
 """
 
 from __future__ import annotations
@@ -30,20 +31,22 @@ REDUCED_NETWORK = {
     "network_def#depths": [1, 1, 1, 1],
     "network_def#window_size": 4,
     "patch_size": [64, 64, 64],
+    "spacing_mm": [4.0, 4.0, 4.0],
     "sw_batch_size": 1,
     "num_workers": 0,
 }
-# Five minutes are too few to average out augmentation; they need a high rate and a push for the small organs.
+# A few minutes are too few to average out augmentation; they need a high rate and a push for the small organs.
 REDUCED_TRAINING = {
     "network_def#use_checkpoint": False,
     "loss#batch": True,
     "loss#weight": "$torch.tensor([0.3, 1, 1, 1, 2, 2, 1, 1, 1, 1, 2, 2, 4, 4])",
-    "learning_rate": 0.01,
     "warmup_epochs": 2,
     "flip_prob": 0,
     "rotate_prob": 0,
     "intensity_prob": 0,
 }
+PHANTOMS = {"max_epochs": 45, "learning_rate": 0.01, "crops_per_case": 1}
+PAIR = {"max_epochs": 120, "learning_rate": 0.004, "crops_per_case": 2, "allow_overlap": True}
 logger = logging.getLogger("demo")
 
 
@@ -90,56 +93,47 @@ def write_pair(out: Path, image: Path, label: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demonstration."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--input", type=Path, help="a real image instead of phantoms")
+    parser.add_argument("--input", type=Path, help="a real image to fine-tune on and segment")
     parser.add_argument("--label", type=Path, help="its label map in BTCV's numbering")
-    parser.add_argument("--epochs", type=int, default=0, help="default: 45 on phantoms, 160 on a pair")
-    parser.add_argument("--spacing", type=float, default=4.0, help="of the network's grid, in mm (default: 4)")
     parser.add_argument("--out", type=Path, default=ROOT / "demo", help="folder for all results (default: demo)")
     args = parser.parse_args(argv)
     if (args.input is None) != (args.label is None):
         parser.error("--input and --label go together: training needs both")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    start, out = time.monotonic(), args.out.resolve()
-    if out.is_dir():
-        shutil.rmtree(out)
-    demonstrate(out, args)
-    report(out, overfit=args.input is not None, minutes=(time.monotonic() - start) / 60)
+    out = args.out.resolve()
+    weights = out / "models" / "model.pt"
+    if args.input is None or not weights.is_file():
+        shutil.rmtree(out, ignore_errors=True)
+        write_cohort(out / "data", cases=10, seed=0)
+        demonstrate(out, PHANTOMS, what="a held-out phantom")
+    if args.input is not None:
+        shutil.rmtree(out / "pair", ignore_errors=True)
+        write_pair(out / "pair" / "data", args.input, args.label)
+        fine_tuning = {**PAIR, "pretrained": str(weights)}
+        demonstrate(out / "pair", fine_tuning, what="the scan that it was fine-tuned on, an overfit check")
     return 0
 
 
-def demonstrate(out: Path, args: argparse.Namespace) -> None:
-    """Make the data, then train, evaluate and segment, each with the bundle's own configs."""
-    if args.input is None:
-        write_cohort(out / "data", cases=10, seed=0)
-    else:
-        write_pair(out / "data", args.input, args.label)
-    network = {**REDUCED_NETWORK, "spacing_mm": [args.spacing] * 3}
-    epochs = args.epochs or (45 if args.input is None else 160)
-    training = {
-        **network,
-        **REDUCED_TRAINING,
-        "dataset_dir": str(out / "data"),
-        "ckpt_dir": str(out / "models"),
-        "allow_overlap": args.input is not None,
-        "crops_per_case": 1 if args.input is None else 4,
-    }
-    schedule = {"max_epochs": epochs, "val_interval": max(1, epochs // 8), "output_dir": str(out / "runs")}
-    run({**training, **schedule}, "train.json")
+def demonstrate(out: Path, schedule: dict[str, Any], *, what: str) -> None:
+    """Train, evaluate and segment with the bundle's own configs, and print the scores and where everything is.
+
+    Args:
+        out: folder of the results, with the data set in `data`.
+        schedule: settings of the training.
+        what: the case that is measured.
+    """
+    start = time.monotonic()
+    data = {**REDUCED_NETWORK, "dataset_dir": str(out / "data")}
+    training = {**data, **REDUCED_TRAINING, **schedule, "ckpt_dir": str(out / "models")}
+    val_interval = max(1, schedule["max_epochs"] // 8)
+    run({**training, "val_interval": val_interval, "output_dir": str(out / "runs")}, "train.json")
     run({**training, "output_dir": str(out), "eval_split": "test"}, "train.json", "evaluate.json")
-    segment = {
-        "dataset_dir": str(out / "data"),
-        "output_dir": str(out),
-        "ckpt_path": str(out / "models/model.pt"),
-    }
-    run({**network, **segment, "gif": True}, "inference.json")
-
-
-def report(out: Path, *, overfit: bool, minutes: float) -> None:
-    """Print the scores and where everything is."""
+    segment = {"output_dir": str(out), "ckpt_path": str(out / "models" / "model.pt"), "gif": True}
+    run({**data, **segment}, "inference.json")
     summary = pd.read_csv(out / "summary.csv", index_col="organ")
     columns = ["mean_dice", "mean_hd95_mm", "mean_asd_mm", "mean_surface_dice"]
+    minutes = (time.monotonic() - start) / 60
     logger.info("\n%s", summary[columns].to_string(float_format="%.3f"))
-    what = "the training scan itself, an overfit check" if overfit else "a held-out phantom"
     logger.info("\nMean Dice on %s: %.3f, after %.1f minutes. Look at", what, summary["mean_dice"]["mean"], minutes)
     for path in sorted(out.glob("*.*")):
         logger.info("  %s", path)

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -121,11 +122,12 @@ def test_killed_and_resumed_run_reaches_the_weights_of_an_uninterrupted_one(tors
     assert resumed["lr_scheduler"] == uninterrupted["lr_scheduler"]
 
 
-def test_fine_tuning_starts_from_the_given_weights(torso_data, trained, tmp_path):
+def test_fine_tuning_starts_from_the_given_weights(torso_data, trained, tmp_path, capfd):
     pretrained = str(trained / "models" / "model.pt")
     settings = training_settings(torso_data, tmp_path, max_epochs=1, pretrained=pretrained, learning_rate=0.0)
     run_bundle(BUNDLE, ["train.json"], **settings)
     assert_same_weights(weights(tmp_path / "models" / "last.pt"), weights(Path(pretrained)))
+    assert re.search(r"training: 100%\|.* 2/2 .*epoch=1/1, loss=", capfd.readouterr().err), "no progress bar"
 
 
 def test_mlflow_tracks_loss_and_metric(torso_data, tmp_path):
@@ -267,6 +269,8 @@ def test_one_bad_file_costs_that_case_and_the_exit_code(torso_data, trained, tmp
     code, stderr = command("--config_file", "configs/inference.json", **settings)
     assert code == 1
     assert "1 of 2 cases failed:" in stderr
+    assert re.search(r"cases: 100%\|.*2/2 .*case", stderr), "no bar of the cases"
+    assert re.search(r"100%\|.* 1/1 \[", stderr), "no bar of the windows"
     assert "a_truncated.nii.gz: cannot be read" in stderr.strip().splitlines()[-1]
     assert (tmp_path / "out" / "b_good_seg.nii.gz").is_file()
     failed = pd.read_csv(tmp_path / "out" / "failed.csv")

@@ -1,0 +1,301 @@
+"""Entropy test-time adaptation to one case: snapshot, look, adapt, look again, judge, restore.
+
+No graph outlives its window, and of each look only numbers are kept: memory does not grow with the image.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from monai.utils import convert_to_tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from scripts.etta.objectives import class_counts, marginal, voxel_entropy, window_loss
+from scripts.etta.settings import ETTASettings
+from scripts.etta.windows import Grid, Window, choose, reference_windows
+from scripts.networks import unwrapped
+
+NORMALIZATION = (torch.nn.LayerNorm, torch.nn.GroupNorm, _BatchNorm, _InstanceNorm)
+Crop = Callable[[], torch.Tensor]
+LOSS_SCALE = 2.0**16  # a mean over a million voxels has gradients that half precision would round to zero
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a case.
+
+    Attributes:
+        accepted: whether the adapted network predicts it.
+        reason: why, or why not.
+        entropy_before: mean voxel entropy by the network as it was, 0 to 1, on the reference windows.
+        entropy_after: by the adapted network.
+        seconds: that looking and adapting took, without the prediction itself.
+        windows: reference windows looked at.
+    """
+
+    accepted: bool
+    reason: str
+    entropy_before: float = float("nan")
+    entropy_after: float = float("nan")
+    seconds: float = 0.0
+    windows: int = 0
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a network predicts on the reference windows, in numbers; each list has one item a window.
+
+    Attributes:
+        entropy: mean voxel entropy.
+        foreground: predicted share of foreground; where channels overlap, that of the largest.
+        marginals: mean probabilities (C,).
+        counts: voxels of each class (C,).
+    """
+
+    entropy: list[float]
+    foreground: list[float]
+    marginals: list[torch.Tensor]
+    counts: list[torch.Tensor]
+
+    @property
+    def volumes(self) -> torch.Tensor:
+        """Voxels of each class over all windows, (C,)."""
+        return torch.stack(self.counts).sum(dim=0)
+
+
+class Snapshot:
+    """What adaptation changes in a network, kept to put it back bit for bit.
+
+    Args:
+        network: without its wrapper for distributed training.
+        parameters: those that adapt.
+    """
+
+    def __init__(self, network: torch.nn.Module, parameters: Sequence[torch.nn.Parameter]) -> None:
+        batch_norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+        tensors = [*parameters, *(buffer for module in batch_norms for buffer in module.buffers(recurse=False))]
+        self.values = [(tensor, tensor.detach().clone()) for tensor in tensors]
+        self.flags = [(parameter, parameter.requires_grad, parameter.grad) for parameter in network.parameters()]
+        self.modes = [(module, module.training) for module in network.modules()]
+        self.momenta = [(module, module.momentum) for module in batch_norms]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put values, gradients, flags and modes back."""
+        for tensor, value in self.values:
+            tensor.copy_(value)
+        for parameter, requires_grad, grad in self.flags:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = grad
+        for module, training in self.modes:
+            module.training = training
+        for module, momentum in self.momenta:
+            module.momentum = momentum
+        torch.clear_autocast_cache()
+
+
+def affine_parameters(network: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """List the weights and biases of the normalization layers.
+
+    Args:
+        network: any, also wrapped for distributed training.
+
+    Returns:
+        The parameters of LayerNorm, InstanceNorm, GroupNorm and BatchNorm layers, each once.
+
+    Raises:
+        ValueError: there is none.
+    """
+    layers = [module for module in unwrapped(network).modules() if isinstance(module, NORMALIZATION)]
+    found = {id(p): p for layer in layers for p in layer.parameters(recurse=False)}
+    if not found:
+        raise ValueError(
+            f"{type(unwrapped(network)).__name__} has {len(layers)} normalization layers and none with weights to "
+            "adapt: leave test-time adaptation out, or build the network with affine=True."
+        )
+    return list(found.values())
+
+
+@contextmanager
+def adapted(network: torch.nn.Module, image: torch.Tensor, grid: Grid, settings: ETTASettings) -> Iterator[Outcome]:
+    """Adapt a network to an image for the length of a block.
+
+    Args:
+        network: in the mode that it predicts in. In the block it is the adapted one if the guard accepted that, else
+            as it was; after the block it is as it was, bit for bit, whatever was raised.
+        image: one case.
+        grid: how the inferer cuts it.
+        settings: see `ETTASettings`.
+
+    Shape:
+        image: (1, C, ...).
+
+    Raises:
+        ValueError: the network has nothing to adapt, or its output is no tensor of logits.
+    """
+    module = unwrapped(network)
+    parameters = affine_parameters(module)
+    snapshot = Snapshot(module, parameters)
+    try:
+        outcome = _adapt(module, parameters, image, grid, settings)
+        if not outcome.accepted:
+            snapshot.restore()
+        yield outcome
+    finally:
+        snapshot.restore()
+
+
+@torch.enable_grad()  # the evaluator runs us under no_grad
+@torch.inference_mode(False)
+def _adapt(
+    network: torch.nn.Module,
+    parameters: list[torch.nn.Parameter],
+    image: torch.Tensor,
+    grid: Grid,
+    settings: ETTASettings,
+) -> Outcome:
+    """Look, adapt, look again and judge; see `adapted`."""
+    start = time.perf_counter()
+    device = parameters[0].device
+    image = grid.padded(convert_to_tensor(image))
+    every = settings.windows_per_step is None
+    windows = grid.windows(image.shape[2:]) if every else reference_windows(grid, image)
+    crops = [partial(_crop, image, window, device) for window in windows]
+    before = _look(network, crops, settings)
+    network.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    torch.clear_autocast_cache()
+    if settings.batch_statistics == "case":
+        _take_statistics(network, crops)
+    finite = _descend(network, parameters, crops, before, settings)
+    after = _look(network, crops, settings)
+    reason = verdict(before, after, settings) if finite else "gradient not finite"
+    entropies = float(np.mean(before.entropy)), float(np.mean(after.entropy))
+    accepted = not reason or (finite and not settings.guard)
+    seconds = time.perf_counter() - start
+    return Outcome(accepted, reason or "entropy fell", *entropies, seconds, len(windows))
+
+
+def _crop(image: torch.Tensor, window: Window, device: torch.device) -> torch.Tensor:
+    """Cut a window out; copied, as a tensor that was made in inference mode cannot take part in a graph."""
+    return image[(..., *window)].to(device, copy=True)
+
+
+def _logits(network: torch.nn.Module, crop: torch.Tensor) -> torch.Tensor:
+    """Run the network on a window and take its logits; of many outputs the first.
+
+    Raises:
+        ValueError: there are none.
+    """
+    output = network(crop)
+    logits = output[0] if isinstance(output, (tuple, list)) else output
+    if not isinstance(logits, torch.Tensor) or logits.ndim < 3:
+        raise ValueError(
+            f"{type(network).__name__} returns {type(logits).__name__}, not logits (B, C, ...): test-time adaptation "
+            "works with networks that return a tensor, or several of which the first is the prediction."
+        )
+    return logits
+
+
+@torch.no_grad()
+def _look(network: torch.nn.Module, crops: Sequence[Crop], settings: ETTASettings) -> Look:
+    """Predict each window and keep the numbers."""
+    look = Look([], [], [], [])
+    for crop in crops:
+        logits = _logits(network, crop())
+        counts = class_counts(logits, activation=settings.activation)
+        foreground = counts.max() if settings.activation == "sigmoid" else counts[1:].sum()
+        look.entropy.append(float(voxel_entropy(logits, activation=settings.activation).mean()))
+        look.foreground.append(float(foreground) / logits[:, 0].numel())
+        look.marginals.append(marginal(logits, activation=settings.activation))
+        look.counts.append(counts)
+    return look
+
+
+@torch.no_grad()
+def _take_statistics(network: torch.nn.Module, crops: Sequence[Crop]) -> None:
+    """Give BatchNorm layers the mean statistics of the case's windows."""
+    layers = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a cumulative average
+        layer.train()
+    for crop in crops if layers else ():
+        network(crop())
+    for layer in layers:
+        layer.eval()
+
+
+def _descend(
+    network: torch.nn.Module,
+    parameters: list[torch.nn.Parameter],
+    crops: Sequence[Crop],
+    before: Look,
+    settings: ETTASettings,
+) -> bool:
+    """Take the optimizer's steps; return whether all gradients were finite."""
+    kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[settings.optimizer]
+    optimizer = kind(parameters, lr=settings.lr)
+    generator = np.random.default_rng(settings.seed)
+    for _ in range(settings.steps):
+        chosen = range(len(crops))
+        if settings.windows_per_step is not None:
+            chosen = choose(before.entropy, before.foreground, count=settings.windows_per_step, generator=generator)
+        gradients = [torch.zeros_like(parameter) for parameter in parameters]
+        for index in chosen:
+            _accumulate(gradients, network, parameters, crops[index](), before.marginals[index], settings)
+        if not all(bool(gradient.isfinite().all()) for gradient in gradients):
+            return False
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient / (LOSS_SCALE * len(chosen))
+        optimizer.step()
+    return True
+
+
+def _accumulate(
+    gradients: list[torch.Tensor],
+    network: torch.nn.Module,
+    parameters: list[torch.nn.Parameter],
+    crop: torch.Tensor,
+    before: torch.Tensor,
+    settings: ETTASettings,
+) -> None:
+    """Add one window's scaled gradients; its graph ends here."""
+    loss = window_loss(
+        _logits(network, crop),
+        before,
+        objective=settings.objective,
+        activation=settings.activation,
+        hold=settings.hold,
+    )
+    # Not backward(): that would call the hooks of distributed training.
+    found = torch.autograd.grad(loss * LOSS_SCALE, parameters, allow_unused=True)
+    for total, gradient in zip(gradients, found, strict=True):
+        if gradient is not None:
+            total += gradient
+
+
+def verdict(before: Look, after: Look, settings: ETTASettings) -> str:
+    """Say why an adaptation is refused; "" if it is not.
+
+    Args:
+        before: look of the network as it was.
+        after: look of the adapted one, at the same windows.
+        settings: its `volume_band` and `min_voxels`.
+    """
+    if not np.mean(after.entropy) < np.mean(before.entropy):
+        return "entropy did not fall"
+    low, high = settings.volume_band
+    ratios = (after.volumes + settings.min_voxels) / (before.volumes + settings.min_voxels)
+    worst = int(ratios.log().abs().argmax())
+    if not (low <= float(ratios.min()) and float(ratios.max()) <= high):
+        return f"volume of class {worst} would change {float(ratios[worst]):.2f}-fold"
+    return ""

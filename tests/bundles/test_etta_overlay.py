@@ -1,0 +1,118 @@
+"""The overlay that adapts to each case, on the bundle and on one that is not ours."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+
+from tests.conftest import ROOT, TINY, TINY_TRAINING, bundle_workflow, run_bundle
+
+CONFIGS = ROOT / "bundles" / "swin_bob_btcv" / "configs"
+WILLING = {"etta_lr": 0.02, "etta_volume_band": [0, 100]}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Weights as they were drawn."""
+    path = tmp_path_factory.mktemp("weights") / "model.pt"
+    torch.manual_seed(0)
+    network = bundle_workflow("swin_bob_btcv", ["inference.json"], kind="infer", **TINY)
+    network.initialize()
+    torch.save(network.network_def.state_dict(), path)
+    return str(path)
+
+
+def segment(configs, data, weights, out, **more):
+    settings = {**TINY, "input": str(data / "imagesTs"), "ckpt_path": weights, "output_dir": str(out), **more}
+    return run_bundle("swin_bob_btcv", configs, kind="infer", **settings)
+
+
+def label_map(folder):
+    return np.asarray(nib.load(folder / "torso_003_seg.nii.gz").dataobj)
+
+
+def test_inference_adapts_and_writes_the_table(torso_data, weights, tmp_path):
+    workflow = segment(["inference.json", "etta.json"], torso_data, weights, tmp_path, **WILLING)
+    table = pd.read_csv(tmp_path / "etta.csv")
+    assert table["case"].tolist() == ["torso_003"]
+    assert table["accepted"].all(), table["reason"][0]
+    state = torch.load(weights, weights_only=True)
+    network = workflow.parser.get_parsed_content("network").state_dict()
+    assert all(torch.equal(network[name], state[name]) for name in state)
+
+
+def test_no_steps_leave_the_label_map_as_it_is(torso_data, weights, tmp_path):
+    segment(["inference.json"], torso_data, weights, tmp_path / "plain")
+    segment(["inference.json", "etta.json"], torso_data, weights, tmp_path / "etta", etta_steps=0)
+    np.testing.assert_array_equal(label_map(tmp_path / "etta"), label_map(tmp_path / "plain"))
+    assert pd.read_csv(tmp_path / "etta" / "etta.csv")["reason"].tolist() == ["steps is 0"]
+
+
+def test_evaluation_adapts_and_scores(torso_data, weights, tmp_path):
+    settings = {**TINY, **TINY_TRAINING, **WILLING, "dataset_dir": str(torso_data), "ckpt_path": weights}
+    settings |= {"output_dir": str(tmp_path), "eval_split": "test"}
+    configs = ["train.json", "evaluate.json", "etta_evaluate.json"]
+    workflow = run_bundle("swin_bob_btcv", configs, kind="train", **settings)
+    assert pd.read_csv(tmp_path / "etta.csv")["case"].tolist() == ["torso_003"]
+    assert len(pd.read_csv(tmp_path / "scores.csv")) == 13
+    assert {"mean_dice", "etta_accepted"} <= set(workflow.evaluator.state.metrics)
+
+
+def test_both_overlays_differ_only_in_the_handlers_that_they_extend():
+    one, other = (json.loads((CONFIGS / name).read_text()) for name in ("etta.json", "etta_evaluate.json"))
+    assert one.pop("+handlers") == other.pop("+validate#handlers")
+    assert one == other
+
+
+FOREIGN = {
+    "bundle_root": ".",
+    "output_dir": "$@bundle_root + '/eval'",
+    "device": "$torch.device('cpu')",
+    "net": {
+        "_target_": "UNet",
+        "spatial_dims": 3,
+        "in_channels": 1,
+        "out_channels": 2,
+        "channels": [4, 8],
+        "strides": [2],
+        "norm": "batch",
+    },
+    "files": [],
+    "transforms": {"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": True},
+    "data": {"_target_": "Dataset", "data": "@files", "transform": "@transforms"},
+    "loader": {"_target_": "DataLoader", "dataset": "@data", "batch_size": 1},
+    "windows": {"_target_": "SlidingWindowInferer", "roi_size": [32, 32, 32], "overlap": 0.25},
+    "handlers": [{"_target_": "StatsHandler", "iteration_log": False}],
+    "evaluator": {
+        "_target_": "SupervisedEvaluator",
+        "device": "@device",
+        "val_data_loader": "@loader",
+        "network": "@net",
+        "inferer": "@windows",
+        "val_handlers": "@handlers",
+    },
+    "initialize": ["$monai.utils.set_determinism(0)"],
+    "run": ["$@evaluator.run()"],
+}
+
+
+def test_overlay_works_on_a_bundle_with_other_names(torso_data, tmp_path):
+    (tmp_path / "inference.json").write_text(json.dumps(FOREIGN))
+    workflow = ConfigWorkflow(
+        config_file=[str(tmp_path / "inference.json"), str(CONFIGS / "etta.json")],
+        workflow_type="infer",
+        logging_file=False,
+        bundle_root=str(tmp_path),
+        files=[{"image": str(path)} for path in sorted((torso_data / "imagesTs").glob("*.nii.gz"))],
+        **WILLING,
+    )
+    workflow.initialize()
+    workflow.run()
+    table = pd.read_csv(tmp_path / "eval" / "etta.csv")
+    assert table["case"].tolist() == ["torso_003"]
+    assert table["entropy_before"].between(0, 1).all()
+    assert workflow.evaluator.state.metrics["etta_seconds"] > 0
