@@ -43,7 +43,7 @@ class ETTASettings:
     """
 
     steps: int = 1
-    lr: float = 1e-3
+    lr: float = 0.02
     optimizer: Optimizer = "adam"
     objective: Objective = "entropy"
     hold: float = 1.0

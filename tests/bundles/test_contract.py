@@ -234,6 +234,15 @@ def test_train_and_inference_agree_on_settings_and_deterministic_transforms(bund
             assert a[key] == b[key], f"transform {index}: {key}"
 
 
+def test_validation_and_inference_agree_on_the_inferer(bundle):
+    loaded = configs(bundle)
+    if "train.json" not in loaded:
+        pytest.skip(f"{bundle.name} does not train")
+    ours, theirs = loaded["train.json"]["validate"]["inferer"], loaded["inference.json"]["inferer"]
+    differing = {key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key)}
+    assert differing <= {"progress", "device"}
+
+
 RUN_ELSEWHERE = """
 import json, pathlib, pydoc, scripts, torch
 assert scripts.__file__.startswith({base!r}), scripts.__file__

@@ -1,0 +1,234 @@
+"""How fast labels are measured: `python -m benchmarks.solf_speed`.
+
+Side by side on one core, in one run: one pass for all labels (ours), SimpleITK's LabelShapeStatistics, the same count
+of cells in NumPy, and the plain way, one label after another over the whole volume. The volumes are the brain
+parcellation of `../shared/data`, where that folder is there, and a phantom of UK Biobank's size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import SimpleITK as sitk
+from skimage.measure import marching_cubes, mesh_surface_area
+
+from scripts.files import StoredVolume, atomic_path, read_nifti
+from scripts.solf.features import label_shape_features
+from scripts.solf.marching_cubes import CORNERS
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).parent / "results"
+BRAIN = ROOT.parent / "shared" / "data" / "brain_parcellation" / "label.nii.gz"
+UKB_SHAPE, UKB_SPACING_MM, UKB_LABELS = (224, 168, 363), (2.232, 2.232, 3.0), 71
+PACKAGES = ("numba", "numpy", "scikit-image", "SimpleITK", "nibabel", "pandas")
+ROUNDS = 7
+logger = logging.getLogger(__name__)
+
+
+def ukb_phantom(path: Path, rng: np.random.Generator) -> None:
+    """Write a body that organs of many sizes fill, 71 labels in the grid of UK Biobank's neck-to-knee MRI."""
+    x, y, z = np.ogrid[tuple(slice(-1, 1, n * 1j) for n in UKB_SHAPE)]
+    label = np.zeros(UKB_SHAPE, dtype=np.uint8)
+    label[((x / 0.85) ** 2 + (y / 0.8) ** 2 + 0 * z) < 1] = UKB_LABELS
+    for organ in range(1, UKB_LABELS):
+        centre = rng.uniform((-0.6, -0.5, -0.95), (0.6, 0.5, 0.95))
+        a, b, c = rng.uniform(0.04, 0.22, 3)
+        bumps = 1 + 0.15 * np.sin(25 * x + organ) * np.sin(25 * y) * np.sin(40 * z)
+        ellipsoid = ((x - centre[0]) / a) ** 2 + ((y - centre[1]) / b) ** 2 + ((z - centre[2]) / c) ** 2
+        label[(ellipsoid < bumps) & (label > 0)] = organ
+    nib.save(nib.Nifti1Image(label, np.diag([*UKB_SPACING_MM, 1.0])), path)
+
+
+def plain_features(volume: StoredVolume, label: int) -> tuple[float, float, np.ndarray]:
+    """Measure one label as it is commonly written: area, volume and eigenvalues from a mask of the whole volume."""
+    mask = volume.stored == label
+    spacing_mm = nib.affines.voxel_sizes(volume.affine)
+    vertices, faces, _, _ = marching_cubes(np.pad(mask, 1), 0.5, spacing=spacing_mm, method="lorensen")
+    eigenvalues_mm2 = np.linalg.eigvalsh(np.cov((np.argwhere(mask) * spacing_mm).T))
+    return mesh_surface_area(vertices, faces), mask.sum() * np.prod(spacing_mm), eigenvalues_mm2
+
+
+def numpy_cells(volume: np.ndarray) -> np.ndarray:
+    """Count the cells of all labels, (labels, 256), in NumPy, slice by slice: the alternative to numba."""
+    n = int(volume.max()) + 1
+    cells = np.zeros(n * 256, dtype=np.int64)
+    for x in range(-1, len(volume)):
+        pair = np.zeros((2, volume.shape[1] + 2, volume.shape[2] + 2), dtype=volume.dtype)
+        pair[0 if x >= 0 else 1 :, 1:-1, 1:-1][: len(volume) - max(x, 0)] = volume[max(x, 0) : x + 2]
+        corners = np.stack([pair[i, j : pair.shape[1] - 1 + j, k : pair.shape[2] - 1 + k] for i, j, k in CORNERS])
+        mixed = (corners != corners[0]).any(0)
+        cells[255::256] += np.bincount(corners[0][~mixed], minlength=n)
+        corners, seen = corners[:, mixed], np.zeros(int(mixed.sum()), dtype=np.uint8)
+        for corner in range(8):
+            same = np.packbits(corners == corners[corner], axis=0, bitorder="little")[0]
+            new = seen >> corner & 1 == 0
+            cells += np.bincount(corners[corner][new].astype(np.int64) * 256 + same[new], minlength=n * 256)
+            seen |= same
+    return cells.reshape(n, 256)
+
+
+def itk_statistics(image: sitk.Image, *, surface: bool) -> None:
+    """Run SimpleITK's label statistics, whose surface area (its default) follows Crofton and not the mesh."""
+    statistics_filter = sitk.LabelShapeStatisticsImageFilter()
+    statistics_filter.SetComputePerimeter(surface)
+    statistics_filter.Execute(image)
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """Time one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def peak_bytes(function: Callable[[], object]) -> int:
+    """Return how far resident memory rises above where it was, as Linux counts it."""
+    before = _memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forget earlier peaks
+    function()
+    return max(0, _memory("VmHWM") - before)
+
+
+def _memory(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
+
+
+def measure(path: Path, *, plain_labels: int) -> dict[str, float]:
+    """Time every way on one file, in rounds that take turns, so that a busy machine slows all of them.
+
+    Args:
+        path: a .nii.gz label map.
+        plain_labels: how many labels the plain way measures; its time is scaled to all of them.
+
+    Returns:
+        Medians of the rounds in seconds by way, `labels`, `voxels`, and `memory`, in multiples of the label map.
+    """
+    volume = read_nifti(path)
+    image = sitk.GetImageFromArray(volume.stored.T)
+    image.SetSpacing([float(step) for step in nib.affines.voxel_sizes(volume.affine)])
+    labels = label_shape_features(volume.stored, volume.affine).label.to_numpy()
+
+    def read_and_measure() -> None:
+        read = read_nifti(path)
+        label_shape_features(read.stored, read.affine)
+
+    ways = {
+        "read": lambda: read_nifti(path),
+        "ours": lambda: label_shape_features(volume.stored, volume.affine),
+        "read and ours": read_and_measure,
+        "SimpleITK": lambda: itk_statistics(image, surface=True),
+        "SimpleITK, no surface": lambda: itk_statistics(image, surface=False),
+        "NumPy, cells alone": lambda: numpy_cells(volume.stored.T),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(ROUNDS):
+        for name, way in ways.items():
+            times[name].append(seconds(way))
+    some = labels[np.linspace(0, len(labels) - 1, min(plain_labels, len(labels))).astype(int)]
+    plain = seconds(lambda: [plain_features(volume, label) for label in some]) * len(labels) / len(some)
+    found = {name: statistics.median(values) for name, values in times.items()} | {"plain": plain}
+    found["memory"] = 1 + peak_bytes(ways["ours"]) / volume.stored.nbytes
+    return found | {"labels": len(labels), "voxels": volume.stored.size, "plain labels": len(some)}
+
+
+def first_call(cache: Path) -> float:
+    """Return the seconds of the first call in a fresh process, which compiles unless `cache` holds the result."""
+    code = (
+        "import time, numpy as np\nfrom scripts.solf.features import label_shape_features as measure\n"
+        "start = time.perf_counter()\nmeasure(np.ones((4, 4, 4), np.uint8), np.eye(4))\n"
+        "print(time.perf_counter() - start)"
+    )
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(cache)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, check=True)
+    return float(done.stdout)
+
+
+def rows_of(name: str, found: dict[str, float]) -> list[dict[str, object]]:
+    """Turn the times of one volume into ratios and hold them against their targets."""
+    allowed = 3 * found["read"] + 0.15
+    checks = [
+        ("plain way / ours", found["plain"] / found["ours"], ">= 500"),
+        ("SimpleITK / ours", found["SimpleITK"] / found["ours"], ">= 2"),
+        ("SimpleITK without surface / ours", found["SimpleITK, no surface"] / found["ours"], ""),
+        ("NumPy, cells alone / ours", found["NumPy, cells alone"] / found["ours"], ""),
+        ("reading and ours / (3 x reading + 0.15 s)", found["read and ours"] / allowed, "<= 1"),
+        ("memory / label map, the map included", found["memory"], "<= 4"),
+    ]
+    return [{"volume": name, "measure": what, "value": value, "target": target} for what, value, target in checks]
+
+
+def judged(table: pd.DataFrame) -> pd.DataFrame:
+    """Add whether each target is met."""
+
+    def verdict(row: pd.Series) -> str:
+        if not row.target:
+            return ""
+        sign, limit = row.target.split()
+        return "yes" if (row.value >= float(limit) if sign == ">=" else row.value <= float(limit)) else "no"
+
+    return table.assign(met=table.apply(verdict, axis=1))
+
+
+def write(table: pd.DataFrame, notes: list[str]) -> None:
+    """Write the table as CSV, and as Markdown with the notes."""
+    with atomic_path(RESULTS / "solf_speed.csv") as temporary:
+        table.to_csv(temporary, index=False, float_format="%.3g", lineterminator="\n")
+    texts = table.astype(object).assign(value=[f"{value:.3g}" for value in table.value])
+    lines = [" | ".join(row) for row in [list(table.columns), ["---"] * len(table.columns), *texts.to_numpy()]]
+    body = "\n".join(f"| {line} |" for line in lines)
+    with atomic_path(RESULTS / "solf_speed.md") as temporary:
+        head = "# Speed of the shape features, on one core\n\n`python -m benchmarks.solf_speed`\n\n"
+        temporary.write_text(head + body + "\n\n" + "\n".join(f"- {note}" for note in notes) + "\n", encoding="utf-8")
+
+
+def main() -> int:
+    """Measure both volumes and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--plain-labels", type=int, default=8, help="labels for the plain way (default: 8)")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {"UK Biobank phantom": Path(folder) / "ukb.nii.gz"}
+        ukb_phantom(paths["UK Biobank phantom"], np.random.default_rng(0))
+        if BRAIN.is_file():
+            paths["brain parcellation"] = BRAIN
+        else:
+            logger.info("%s is absent: only the phantom is measured", BRAIN)
+        compiling, cached = (first_call(Path(folder) / "cache") for _ in range(2))
+        found = {name: measure(path, plain_labels=args.plain_labels) for name, path in paths.items()}
+    for name, times in found.items():
+        logger.info("%s: %s", name, ", ".join(f"{way} {value:.3g}" for way, value in times.items()))
+    logger.info("first call: %.1f s with compiling, %.2f s from numba's cache", compiling, cached)
+    table = judged(pd.DataFrame([row for name, times in found.items() for row in rows_of(name, times)]))
+    logger.info("%s", table.to_string(index=False, float_format="%.3g"))
+    notes = [
+        f"{name}: {times['voxels'] / 1e6:.1f} M voxels, {times['labels']} labels; "
+        f"the plain way was timed on {times['plain labels']} of them and scaled to all."
+        for name, times in found.items()
+    ]
+    notes.append(
+        f"The first call ever compiles, {compiling / found[name]['ours']:.0f} times as long as the later ones."
+    )
+    notes.append(f"Python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in PACKAGES))
+    write(table, notes)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

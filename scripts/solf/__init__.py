@@ -1,0 +1,1 @@
+"""The filter of organ labels by shape: features, thresholds and decisions."""
