@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.distributed as dist
-from ignite.engine import Engine
+from ignite.engine import Engine, EventEnum, Events
 
+from scripts.files import atomic_path
 from scripts.names import stem
 
 AFFINE_TOLERANCE_MM = 0.1
@@ -156,6 +159,42 @@ def whole_numbers(volume: np.ndarray | torch.Tensor, *, name: str) -> np.ndarray
         value = float(array[whole != array][0])
         raise ValueError(f"{name} holds {value:g}, which is no class id: interpolate label maps as nearest.")
     return whole
+
+
+class CaseHandler:
+    """Base of handlers that keep something of each case of an evaluator until its epoch ends.
+
+    A handler calls `remember` for each case at its `event`, and `gather_cases` in `_finish`.
+    """
+
+    event: EventEnum = Events.ITERATION_COMPLETED
+
+    def __init__(self) -> None:
+        self._cases: Collected = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a MONAI evaluator with `decollate=True`."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._reset)
+        engine.add_event_handler(self.event, self)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
+
+    def _reset(self) -> None:
+        """Forget the cases of an earlier epoch."""
+        self._cases = {}
+
+    def __call__(self, engine: Engine) -> None:
+        """Keep what belongs to the cases of one iteration."""
+        raise NotImplementedError
+
+    def _finish(self, engine: Engine) -> None:
+        """Bring the cases of all ranks together and write them."""
+        raise NotImplementedError
+
+
+def write_table(table: pd.DataFrame, path: Path, *, decimals: int = 6) -> None:
+    """Write a table as CSV, so that a reader finds either the old or the whole new file."""
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False, float_format=f"%.{decimals}f", lineterminator="\n")
 
 
 def remember(collected: Collected, case: str, *, source: str, value: Any) -> None:

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from monai.data.utils import affine_to_spacing
 
 from scripts.cases import (
-    Collected,
+    CaseHandler,
     case_name,
     check_same_grid,
     decollated,
@@ -20,8 +20,8 @@ from scripts.cases import (
     label_array,
     remember,
     source_path,
+    write_table,
 )
-from scripts.files import atomic_path
 from scripts.labels import foreground_classes
 from scripts.metrics import SCORE_COLUMNS, organ_scores, summarise
 
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 METRICS = ("mean_dice", "mean_hd95_mm", "mean_asd_mm", "mean_surface_dice")
 
 
-class OrganScores:
+class OrganScores(CaseHandler):
     """Score the predictions of an evaluator against labels in native space.
 
     After each epoch rank 0 writes `scores.csv` (a row per case and organ) and `summary.csv` (a row per organ
@@ -57,21 +57,11 @@ class OrganScores:
         pred_key: str = "pred",
         label_key: str = "label",
     ) -> None:
+        super().__init__()
         self.output_dir = Path(output_dir)
         self.class_names = foreground_classes(class_names)
         self.tolerance_mm = tolerance_mm
         self.pred_key, self.label_key = pred_key, label_key
-        self._cases: Collected = {}
-
-    def attach(self, engine: Engine) -> None:
-        """Attach to a MONAI evaluator with `decollate=True`."""
-        engine.add_event_handler(Events.EPOCH_STARTED, self._reset)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
-
-    def _reset(self) -> None:
-        """Forget the cases of an earlier epoch."""
-        self._cases = {}
 
     def __call__(self, engine: Engine) -> None:
         """Score the cases of one iteration.
@@ -106,9 +96,3 @@ class OrganScores:
             logger.info("%d cases scored, tables in %s\n%s", len(cases), self.output_dir, table)
         means = summary.iloc[-1]
         engine.state.metrics.update({name: float(means[name]) for name in METRICS})
-
-
-def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Write a table as CSV, so that a reader finds either the old or the whole new file."""
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6f", lineterminator="\n")

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from monai.engines.utils import IterationEvents
 
 from scripts.cases import (
+    CaseHandler,
     Collected,
     case_name,
     decollated,
@@ -21,8 +22,8 @@ from scripts.cases import (
     remember,
     source_path,
     whole_numbers,
+    write_table,
 )
-from scripts.files import atomic_path
 from scripts.labels import foreground_classes
 
 
@@ -81,7 +82,7 @@ def voxel_counts(label_map: np.ndarray) -> np.ndarray:
     return counts
 
 
-class VolumesSaver:
+class VolumesSaver(CaseHandler):
     """Write `volumes.csv`: a row per case, a column per organ, in ml.
 
     Rank 0 rewrites the file after each of its cases, so that a killed run keeps what was finished, and adds
@@ -96,21 +97,13 @@ class VolumesSaver:
         The label map: (1, X, Y, Z), a MetaTensor; its affine may be oblique or sheared.
     """
 
+    event = IterationEvents.MODEL_COMPLETED  # what fails here fails the case
+
     def __init__(self, output_dir: str | Path, class_names: Mapping[int, str], *, pred_key: str = "pred") -> None:
+        super().__init__()
         self.path = Path(output_dir) / "volumes.csv"
         self.class_names = foreground_classes(class_names)
         self.pred_key = pred_key
-        self._cases: Collected = {}
-
-    def attach(self, engine: Engine) -> None:
-        """Attach to a MONAI evaluator with `decollate=True`."""
-        engine.add_event_handler(Events.EPOCH_STARTED, self._reset)
-        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
-
-    def _reset(self) -> None:
-        """Forget the cases of an earlier epoch."""
-        self._cases = {}
 
     def __call__(self, engine: Engine) -> None:
         """Measure the cases of one iteration and rewrite the table.
@@ -127,7 +120,7 @@ class VolumesSaver:
             if is_rank0():
                 self._write(self._cases)
 
-    def _finish(self) -> None:
+    def _finish(self, _: Engine) -> None:
         """Add the cases of the other ranks."""
         cases = gather_cases(self._cases)
         if is_rank0():
@@ -137,5 +130,4 @@ class VolumesSaver:
         """Write the whole table under a temporary name, then rename it."""
         rows = [{"case": case, **volumes} for case, (_, volumes) in sorted(cases.items())]
         table = pd.DataFrame(rows, columns=["case", *self.class_names.values()])
-        with atomic_path(self.path) as temporary:
-            table.to_csv(temporary, index=False, float_format="%.3f", lineterminator="\n")
+        write_table(table, self.path, decimals=3)

@@ -17,11 +17,20 @@ import torch
 from ignite.engine import Engine, Events
 from monai.inferers import Inferer
 
-from scripts.cases import Collected, case_name, decollated, gather_cases, is_rank0, remember, source_path
+from scripts.cases import (
+    CaseHandler,
+    Collected,
+    case_name,
+    decollated,
+    gather_cases,
+    is_rank0,
+    remember,
+    source_path,
+    write_table,
+)
 from scripts.etta.core import Outcome, adapted, affine_parameters
 from scripts.etta.settings import ETTASettings
 from scripts.etta.windows import Grid
-from scripts.files import atomic_path
 
 COLUMNS = ["case", "accepted", "reason", "entropy_before", "entropy_after", "seconds", "peak_memory_mb", "windows"]
 MEANS = ("accepted", "entropy_before", "entropy_after", "seconds")
@@ -80,7 +89,7 @@ class ETTAInferer(Inferer):
             return self.inferer(image, network, **kwargs)
 
 
-class ETTAHandler:
+class ETTAHandler(CaseHandler):
     """Adapt the network of an evaluator to each case, and write down what came of it.
 
     From ITERATION_STARTED to ITERATION_COMPLETED or an exception the evaluator's inferer is an `ETTAInferer` around
@@ -94,28 +103,22 @@ class ETTAHandler:
     """
 
     def __init__(self, settings: ETTASettings | None = None, *, output_dir: str | Path | None = None) -> None:
+        super().__init__()
         self.settings = settings or ETTASettings()
         self.path = None if output_dir is None else Path(output_dir) / "etta.csv"
         self._inferer: ETTAInferer | None = None
-        self._cases: Collected = {}
 
     def attach(self, engine: Engine) -> None:
         """Attach to a MONAI evaluator with `decollate=True`."""
         engine.add_event_handler(Events.STARTED, self._check)
-        engine.add_event_handler(Events.EPOCH_STARTED, self._reset)
         engine.add_event_handler(Events.ITERATION_STARTED, self._begin)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._abort)
+        super().attach(engine)
 
     def _check(self, engine: Engine) -> None:
         """Refuse a network that cannot adapt before the first case."""
         if self.settings.steps:
             affine_parameters(engine.network)
-
-    def _reset(self) -> None:
-        """Forget the cases of an earlier epoch."""
-        self._cases = {}
 
     def _begin(self, engine: Engine) -> None:
         """Put the adapting inferer in the place of the evaluator's own."""
@@ -171,8 +174,7 @@ class ETTAHandler:
         if self.path is None:
             return
         rows = [{"case": case, **row} for case, (_, row) in sorted(cases.items())]
-        with atomic_path(self.path) as temporary:
-            pd.DataFrame(rows, columns=COLUMNS).to_csv(temporary, index=False, float_format="%.6f", lineterminator="\n")
+        write_table(pd.DataFrame(rows, columns=COLUMNS), self.path)
 
 
 def peak_memory_mb(device: torch.device | None) -> float:
