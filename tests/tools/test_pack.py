@@ -1,3 +1,6 @@
+import shutil
+import zipfile
+
 import pytest
 
 from tools.pack import ROOT, main, pack, reachable
@@ -14,8 +17,14 @@ def test_modules_are_followed_through_their_imports():
     }
 
 
-def test_weights_travel_only_when_asked(tmp_path):
-    assert pack(ROOT / "bundles" / "swin_bob_btcv", tmp_path).stat().st_size < 1e6
+@pytest.mark.parametrize("weights", [True, False])
+def test_weights_travel_only_when_asked(tmp_path, weights):
+    bundle = tmp_path / "swin_bob_btcv"
+    shutil.copytree(ROOT / "bundles" / "swin_bob_btcv", bundle, symlinks=True)
+    (bundle / "models").mkdir(exist_ok=True)
+    (bundle / "models" / "model.pt").write_bytes(b"weights")
+    with zipfile.ZipFile(pack(bundle, tmp_path, weights=weights)) as archive:
+        assert ("swin_bob_btcv/models/model.pt" in archive.namelist()) is weights
 
 
 def test_folder_that_is_no_bundle_is_refused(tmp_path):
