@@ -1,6 +1,7 @@
 """Small data, a tiny network and what runs a bundle, for all tests."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,8 @@ TINY_TRAINING = {
 
 @pytest.fixture(scope="session", autouse=True)
 def _two_threads():
+    """Sums in the same order here and in the processes that tests start, on machines of any size."""
+    os.environ["OMP_NUM_THREADS"] = "2"
     torch.set_num_threads(2)
 
 

@@ -124,7 +124,7 @@ class ETTAHandler(CaseHandler):
         """Put the adapting inferer in the place of the evaluator's own."""
         if not isinstance(engine.inferer, ETTAInferer):
             self._inferer = engine.inferer = ETTAInferer(engine.inferer, self.settings)
-        if torch.cuda.is_available():
+        if is_cuda(engine.state.device):
             torch.cuda.reset_peak_memory_stats(engine.state.device)
 
     def _end(self, engine: Engine) -> list[Outcome]:
@@ -177,8 +177,13 @@ class ETTAHandler(CaseHandler):
         write_table(pd.DataFrame(rows, columns=COLUMNS), self.path)
 
 
+def is_cuda(device: torch.device | None) -> bool:
+    """Tell whether an evaluator runs on a GPU, which it need not do on a machine that has one."""
+    return device is not None and torch.device(device).type == "cuda"
+
+
 def peak_memory_mb(device: torch.device | None) -> float:
     """Return the peak memory of a case on a GPU since it began, or of the process so far on the CPU, in MB."""
-    if device is not None and torch.device(device).type == "cuda":
+    if is_cuda(device):
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

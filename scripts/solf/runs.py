@@ -187,12 +187,14 @@ def _join(first, stop, other, other_stop, slice_first, starts, labels, parents, 
             other += 1
         neighbour = other
         while neighbour < other_stop and starts[neighbour] <= starts[entry + 1]:
-            if labels[neighbour] == labels[entry] and parents[neighbour] != parents[entry]:
+            if labels[neighbour] == labels[entry]:
                 root, joined = _root(parents, entry), _root(parents, neighbour)
-                components[labels[entry]] -= root != joined
+                if root != joined:
+                    components[labels[entry]] -= 1
                 if slice_first <= joined < root:
-                    root, joined = joined, root
-                parents[joined] = parents[entry] = parents[neighbour] = root
+                    parents[root] = joined
+                else:
+                    parents[joined] = root
             neighbour += 1
 
 

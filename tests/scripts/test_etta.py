@@ -122,7 +122,7 @@ def test_network_is_put_back_when_a_case_fails_half_way(norm, fail_at):
 
 
 def test_results_do_not_depend_on_the_order_of_cases():
-    network, cases = Tiny().eval(), [image(seed) for seed in range(3)]
+    network, cases = Tiny().eval(), [image(seed, size=8) for seed in range(3)]
     alone = [predict(Tiny().eval(), x)[0] for x in cases]
     for order in itertools.permutations(range(3)):
         for index in order:
@@ -138,7 +138,7 @@ def test_a_batch_is_adapted_image_by_image():
 
 
 def test_seed_repeats_and_another_seed_draws_other_windows():
-    network, x = Tiny().eval(), image(size=24)
+    network, x = Tiny().eval(), image(size=16)
     results = [predict(network, x, ETTASettings(windows_per_step=1, seed=s, volume_band=(0, 99)))[0] for s in (0, 0, 1)]
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
@@ -399,6 +399,14 @@ def test_handler_without_steps_changes_nothing(tmp_path):
     engine = evaluator(network, cases("a"), handler=ETTAHandler(ETTASettings(steps=0), output_dir=tmp_path))
     assert torch.equal(predictions(engine)["a"], plain(network, image(ord("a"))))
     assert pd.read_csv(tmp_path / "etta.csv")["reason"].tolist() == ["steps is 0"]
+
+
+def test_handler_runs_on_the_cpu_of_a_machine_with_a_gpu(monkeypatch):
+    engine = evaluator(Tiny().eval(), cases("a"), handler=ETTAHandler(WILLING))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.reset_peak_memory_stats", lambda device: pytest.fail(f"asked of {device}"))
+    engine.run()
+    assert engine.state.metrics["etta_accepted"] == 1
 
 
 def test_handler_puts_everything_back_when_a_case_ends_the_run():
