@@ -1,8 +1,8 @@
 """Whether test-time adaptation helps: `python -m benchmarks.etta_shift`.
 
 Segments held-out phantoms, clean and under eight shifts at three strengths each, with the plain network and with ways
-to adapt it, all in one run; and, where `demo/pair` is there, the real scan of `make demo INPUT=… LABEL=…`, which that
-network was fine-tuned on. The networks are those of `make demo`. Then measures time and peak memory by the number of
+to adapt it, all in one run; with `--real` also the real scan of `make demo INPUT=… LABEL=…`, which its network was
+fine-tuned on. The networks are those of `make demo`. Then measures time and peak memory by the number of
 windows, each in a fresh process. Writes `results/etta_shift.csv`, `etta_cost.csv` and `etta_shift.png`.
 """
 
@@ -36,8 +36,10 @@ from monai.transforms import (
     ScaleIntensityRanged,
 )
 from torch.nn.functional import interpolate
+from tqdm import tqdm
 
 from benchmarks.restore_label_map import memory_mb
+from scripts.cases import write_table
 from scripts.etta import ETTAInferer, ETTASettings
 from scripts.files import atomic_path
 from scripts.transforms import LoadVolumed, Spacingd
@@ -240,14 +242,14 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=110)
 
 
-def tasks(checkpoint: Path, folder: Path, cases: int) -> list[tuple[str, str, str, str, str, float]]:
+def tasks(checkpoint: Path, folder: Path, cases: int, *, real: bool) -> list[tuple[str, str, str, str, str, float]]:
     """List every case under every shift; phantoms of a seed that no training saw."""
     pairs = []
     write_cohort(folder, cases=cases + 2, seed=1000)
     for image in sorted((folder / "imagesTr").iterdir())[:cases]:
         pairs.append(("phantoms", checkpoint, image, folder / "labelsTr" / image.name))
     tuned = checkpoint.parents[1] / "pair"
-    if (tuned / "models" / "model.pt").is_file():
+    if real:
         image, label = (next((tuned / "data" / name).iterdir()) for name in ("images", "labels"))
         pairs.append(("real scan, seen in training", tuned / "models" / "model.pt", image, label))
     conditions = [(shift, strength) for shift, (_, strengths) in SHIFTS.items() for strength in strengths]
@@ -258,7 +260,9 @@ def main() -> int:
     """Run both parts and write the tables and the plot."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "demo/models/model.pt", help="of `make demo`")
-    parser.add_argument("--cases", type=int, default=2, help="held-out phantoms (default: 2)")
+    parser.add_argument("--cases", type=int, default=1, help="held-out phantoms (default: 1)")
+    parser.add_argument("--real", action="store_true", help="also the scan of `make demo INPUT=… LABEL=…`")
+    parser.add_argument("--part", choices=("shift", "cost", "both"), default="both", help="default: both")
     parser.add_argument("--cost", nargs=2, metavar=("WAY", "SIZE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.cost:
@@ -267,20 +271,26 @@ def main() -> int:
     if not args.checkpoint.is_file():
         parser.error(f"{args.checkpoint}: no such file; run `make demo` first")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    work = tasks(args.checkpoint, args.checkpoint.parents[1] / "etta_shift", args.cases)
+    if args.part in ("shift", "both"):
+        shift_part(tasks(args.checkpoint, args.checkpoint.parents[1] / "etta_shift", args.cases, real=args.real))
+    if args.part in ("cost", "both"):
+        costs = cost_table(str(args.checkpoint))
+        logger.info("\n%s", costs.to_string())
+        write_table(costs, RESULTS / "etta_cost.csv", decimals=2)
+    return 0
+
+
+def shift_part(work: list[tuple[str, str, str, str, str, float]]) -> None:
+    """Compare all ways on all conditions; write the table and the plot."""
     with ProcessPoolExecutor(2) as pool:
-        rows = pd.DataFrame([row for found in pool.map(compare, work) for row in found])
+        found = list(tqdm(pool.map(compare, work), total=len(work), unit="image"))
+    rows = pd.DataFrame([row for some in found for row in some])
     table = summarise(rows)
+    write_table(table, RESULTS / "etta_shift.csv", decimals=2)
+    draw(table, RESULTS / "etta_shift.png")
     shifted = rows[rows["shift"] != "clean"].groupby(["data", "way"], sort=False)
     logger.info("%s\n\n%s", table.to_string(), shifted["change"].agg(["mean", "min"]).round(2))
     logger.info("\n%s", rows[rows["way"] == "ours"]["reason"].str.replace(r"\d.*", "", regex=True).value_counts())
-    draw(table, RESULTS / "etta_shift.png")
-    costs = cost_table(str(args.checkpoint))
-    logger.info("\n%s", costs.to_string())
-    for name, content in (("etta_shift", table), ("etta_cost", costs)):
-        with atomic_path(RESULTS / f"{name}.csv") as temporary:
-            content.to_csv(temporary, index=False)
-    return 0
 
 
 if __name__ == "__main__":
