@@ -1,11 +1,13 @@
-"""Evaluation on the original images: scores of every organ of every case, as tables and as metrics."""
+"""Evaluation on the original images: scores of every organ or region of every case, as tables and as metrics."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 from ignite.engine import Engine
 from monai.data.utils import affine_to_spacing
@@ -23,19 +25,81 @@ from scripts.cases import (
     write_table,
 )
 from scripts.labels import foreground_classes
+from scripts.lesions import DEFAULT_RULES, REGION_COLUMNS, LesionRules, region_scores, summarise_regions
 from scripts.metrics import SCORE_COLUMNS, organ_scores, summarise
 
 logger = logging.getLogger(__name__)
 
-METRICS = ("mean_dice", "mean_hd95_mm", "mean_asd_mm", "mean_surface_dice")
+
+class ScoreHandler(CaseHandler):
+    """Base of handlers that score predictions against labels in native space.
+
+    After each epoch rank 0 writes `scores.csv` (rows of each case) and `summary.csv` (a row per organ or region
+    and their mean), and on all ranks `engine.state.metrics` gets those means that `metrics` names.
+
+    Args:
+        output_dir: folder of the tables.
+        pred_key: key of the predicted label map in the engine's output.
+        label_key: key of the reference label map in the engine's output.
+
+    Shape:
+        Both label maps: (1, X, Y, Z) MetaTensors on the same grid.
+    """
+
+    columns: tuple[str, ...]
+    metrics: tuple[str, ...]
+
+    def __init__(self, output_dir: str | Path, *, pred_key: str = "pred", label_key: str = "label") -> None:
+        super().__init__()
+        self.output_dir = Path(output_dir)
+        self.pred_key, self.label_key = pred_key, label_key
+
+    def score(self, pred: np.ndarray, label: np.ndarray, *, spacing_mm: Sequence[float]) -> list[dict[str, Any]]:
+        """Score one case, two label maps (X, Y, Z), as rows with the keys `columns`."""
+        raise NotImplementedError
+
+    def summarise(self, scores: pd.DataFrame) -> pd.DataFrame:
+        """Summarise the rows of all cases; the last row holds the means."""
+        raise NotImplementedError
+
+    def __call__(self, engine: Engine) -> None:
+        """Score the cases of one iteration.
+
+        Raises:
+            ValueError: prediction and label are missing, not label maps, not on one grid or hold other classes.
+        """
+        for batch_item, output_item in decollated(engine):
+            case = case_name(batch_item)
+            pred = label_array(output_item, self.pred_key, case=case)
+            label = label_array(output_item, self.label_key, case=case)
+            check_same_grid(pred, label, case=case)
+            spacing_mm = affine_to_spacing(label.affine).tolist()
+            try:
+                rows = self.score(pred.array, label.array, spacing_mm=spacing_mm)
+            except ValueError as error:
+                raise ValueError(f"{case}: {error}") from error
+            remember(self._cases, case, source=source_path(batch_item), value=rows)
+
+    def _finish(self, engine: Engine) -> None:
+        """Bring the scores of all ranks together, write them and set the metrics."""
+        cases = gather_cases(self._cases)
+        rows = [{"case": case, **row} for case, (_, rows) in cases.items() for row in rows]
+        scores = pd.DataFrame(rows, columns=["case", *self.columns])
+        summary = self.summarise(scores)
+        if is_rank0():
+            write_table(scores, self.output_dir / "scores.csv")
+            write_table(summary, self.output_dir / "summary.csv")
+            table = summary.to_string(index=False, float_format="{:.3f}".format)
+            logger.info("%d cases scored, tables in %s\n%s", len(cases), self.output_dir, table)
+        means = summary.iloc[-1]
+        engine.state.metrics.update({name: float(means[name]) for name in self.metrics})
 
 
-class OrganScores(CaseHandler):
-    """Score the predictions of an evaluator against labels in native space.
+class OrganScores(ScoreHandler):
+    """Score each organ; `scripts.metrics.organ_scores` says how the scores are defined.
 
-    After each epoch rank 0 writes `scores.csv` (a row per case and organ) and `summary.csv` (a row per organ
-    and their mean), and on all ranks `engine.state.metrics` gets mean_dice, mean_hd95_mm, mean_asd_mm and
-    mean_surface_dice: means over organs of the means over cases. `scripts.metrics` says how they are defined.
+    The metrics mean_dice, mean_hd95_mm, mean_asd_mm and mean_surface_dice are means over organs of the means over
+    cases.
 
     Args:
         output_dir: folder of the tables.
@@ -43,10 +107,10 @@ class OrganScores(CaseHandler):
         tolerance_mm: deviation in mm that the surface Dice accepts.
         pred_key: key of the predicted label map in the engine's output.
         label_key: key of the reference label map in the engine's output.
-
-    Shape:
-        Both label maps: (1, X, Y, Z) MetaTensors on the same grid.
     """
+
+    columns = SCORE_COLUMNS
+    metrics = ("mean_dice", "mean_hd95_mm", "mean_asd_mm", "mean_surface_dice")
 
     def __init__(
         self,
@@ -57,42 +121,62 @@ class OrganScores(CaseHandler):
         pred_key: str = "pred",
         label_key: str = "label",
     ) -> None:
-        super().__init__()
-        self.output_dir = Path(output_dir)
+        super().__init__(output_dir, pred_key=pred_key, label_key=label_key)
         self.class_names = foreground_classes(class_names)
         self.tolerance_mm = tolerance_mm
-        self.pred_key, self.label_key = pred_key, label_key
 
-    def __call__(self, engine: Engine) -> None:
-        """Score the cases of one iteration.
+    def score(self, pred: np.ndarray, label: np.ndarray, *, spacing_mm: Sequence[float]) -> list[dict[str, Any]]:
+        """Score the organs of one case."""
+        return organ_scores(
+            pred, label, spacing_mm=spacing_mm, class_names=self.class_names, tolerance_mm=self.tolerance_mm
+        )
 
-        Raises:
-            ValueError: prediction and label are missing, not label maps or not on one grid.
-        """
-        for batch_item, output_item in decollated(engine):
-            case = case_name(batch_item)
-            pred = label_array(output_item, self.pred_key, case=case)
-            label = label_array(output_item, self.label_key, case=case)
-            check_same_grid(pred, label, case=case)
-            rows = organ_scores(
-                pred.array,
-                label.array,
-                spacing_mm=affine_to_spacing(label.affine).tolist(),
-                class_names=self.class_names,
-                tolerance_mm=self.tolerance_mm,
-            )
-            remember(self._cases, case, source=source_path(batch_item), value=rows)
+    def summarise(self, scores: pd.DataFrame) -> pd.DataFrame:
+        """Summarise per organ."""
+        return summarise(scores)
 
-    def _finish(self, engine: Engine) -> None:
-        """Bring the scores of all ranks together, write them and set the metrics."""
-        cases = gather_cases(self._cases)
-        rows = [{"case": case, **row} for case, (_, rows) in cases.items() for row in rows]
-        scores = pd.DataFrame(rows, columns=["case", *SCORE_COLUMNS])
-        summary = summarise(scores)
-        if is_rank0():
-            write_table(scores, self.output_dir / "scores.csv")
-            write_table(summary, self.output_dir / "summary.csv")
-            table = summary.to_string(index=False, float_format="{:.3f}".format)
-            logger.info("%d cases scored, tables in %s\n%s", len(cases), self.output_dir, table)
-        means = summary.iloc[-1]
-        engine.state.metrics.update({name: float(means[name]) for name in METRICS})
+
+class RegionScores(ScoreHandler):
+    """Score overlapping tumour regions, each as a whole and lesion by lesion, by the rules of BraTS 2023.
+
+    `scripts.lesions.region_scores` says how the scores are defined, also those of empty regions. The metrics
+    mean_dice, mean_hd95_mm, mean_lesion_dice and mean_lesion_hd95_mm are means over regions of the means over
+    cases.
+
+    Args:
+        output_dir: folder of the tables.
+        regions: region to the class ids of the label maps that it is made of, such as `{"TC": [1, 3]}`; those of
+            all regions together are the classes that may occur.
+        rules: what counts as a lesion; by default as the challenge's adult glioma.
+        pred_key: key of the predicted label map in the engine's output.
+        label_key: key of the reference label map in the engine's output.
+
+    Raises:
+        ValueError: there is no region, one without classes, or one with the background.
+    """
+
+    columns = REGION_COLUMNS
+    metrics = ("mean_dice", "mean_hd95_mm", "mean_lesion_dice", "mean_lesion_hd95_mm")
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        regions: Mapping[str, Sequence[int]],
+        *,
+        rules: LesionRules = DEFAULT_RULES,
+        pred_key: str = "pred",
+        label_key: str = "label",
+    ) -> None:
+        super().__init__(output_dir, pred_key=pred_key, label_key=label_key)
+        if not regions or any(not members or min(members) < 1 for members in regions.values()):
+            raise ValueError(f"regions is {dict(regions)}: give each region its class ids, 1 or more.")
+        self.regions = {region: [int(class_id) for class_id in members] for region, members in regions.items()}
+        self.rules = rules
+
+    def score(self, pred: np.ndarray, label: np.ndarray, *, spacing_mm: Sequence[float]) -> list[dict[str, Any]]:
+        """Score the regions of one case."""
+        return region_scores(pred, label, spacing_mm=spacing_mm, regions=self.regions, rules=self.rules)
+
+    def summarise(self, scores: pd.DataFrame) -> pd.DataFrame:
+        """Summarise per region."""
+        return summarise_regions(scores)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,47 +75,68 @@ def organ_scores(
     """
     names = foreground_classes(class_names)
     maps = {"pred": whole_numbers(pred, name="pred"), "label": whole_numbers(label, name="label")}
-    _check_inputs(maps, spacing_mm=spacing_mm, tolerance_mm=tolerance_mm)
-    boxes = {key: _organ_boxes(volume, names, name=key) for key, volume in maps.items()}
+    check_grid(maps["pred"], maps["label"], spacing_mm=spacing_mm)
+    if not 0 <= tolerance_mm < np.inf:
+        raise ValueError(f"tolerance_mm is {tolerance_mm}: give a finite tolerance of 0 mm or more.")
+    boxes = {key: class_boxes(volume, names, name=key, setting="class_names") for key, volume in maps.items()}
     rows = []
     for class_id, organ in names.items():
         found = [boxes[key][class_id] for key in boxes if class_id in boxes[key]]
         if found:
-            box = _union_with_margin(found)
+            box = union_box(found, margin=1)
             masks = [volume[box] == class_id for volume in maps.values()]
             scores = _mask_scores(*masks, spacing_mm=spacing_mm, tolerance_mm=tolerance_mm)
             rows.append({"organ": organ, "class_id": class_id, **scores})
     return rows
 
 
-def _check_inputs(maps: Mapping[str, np.ndarray], *, spacing_mm: Sequence[float], tolerance_mm: float) -> None:
-    """Refuse what cannot be compared; see `organ_scores`."""
-    pred_shape, label_shape = maps["pred"].shape, maps["label"].shape
-    if pred_shape != label_shape or len(pred_shape) != 3:
+def check_grid(pred: np.ndarray, label: np.ndarray, *, spacing_mm: Sequence[float]) -> None:
+    """Refuse what cannot be compared.
+
+    Args:
+        pred: prediction, (X, Y, Z).
+        label: reference of the same shape.
+        spacing_mm: voxel size in mm along each axis.
+
+    Raises:
+        ValueError: shapes differ or are not three-dimensional, or the spacing is impossible.
+    """
+    if pred.shape != label.shape or pred.ndim != 3:
         raise ValueError(
-            f"pred has shape {pred_shape} and label {label_shape}, but both have to be (X, Y, Z) on one "
+            f"pred has shape {pred.shape} and label {label.shape}, but both have to be (X, Y, Z) on one "
             "grid: bring the prediction back to the label's grid first."
         )
     if len(spacing_mm) != 3 or not np.all(np.isfinite(spacing_mm)) or min(spacing_mm) <= 0:
         raise ValueError(f"spacing_mm is {tuple(spacing_mm)}: give three voxel sizes above 0 mm.")
-    if not 0 <= tolerance_mm < np.inf:
-        raise ValueError(f"tolerance_mm is {tolerance_mm}: give a finite tolerance of 0 mm or more.")
 
 
-def _organ_boxes(volume: np.ndarray, names: Mapping[int, str], *, name: str) -> dict[int, Box]:
-    """Find the bounding box of each class in a label map in one pass."""
+def class_boxes(volume: np.ndarray, classes: Collection[int], *, name: str, setting: str) -> dict[int, Box]:
+    """Find the bounding box of each class in a label map in one pass.
+
+    Args:
+        volume: class ids, (X, Y, Z).
+        classes: the class ids that may occur, besides 0.
+        name: what the label map is, for the message.
+        setting: what lists `classes`, for the message.
+
+    Returns:
+        Class id to bounding box, of the classes that occur.
+
+    Raises:
+        ValueError: another class occurs.
+    """
     boxes = {index: box for index, box in enumerate(find_objects(volume), start=1) if box is not None}
-    unnamed = sorted(boxes.keys() - names.keys())
+    unnamed = sorted(boxes.keys() - set(classes))
     if unnamed or volume.min(initial=0) < 0:
         unnamed = unnamed or [int(volume.min())]
-        raise ValueError(f"{name} holds the classes {unnamed}, which class_names lacks: name or remap them.")
+        raise ValueError(f"{name} holds the classes {unnamed}, which {setting} lacks: name or remap them.")
     return boxes
 
 
-def _union_with_margin(boxes: Sequence[Box]) -> Box:
-    """Join bounding boxes and widen them by the one voxel that finding edges needs; slices clip above."""
+def union_box(boxes: Sequence[Box], *, margin: int) -> Box:
+    """Join bounding boxes and widen them by `margin` voxels, of which finding edges needs one; slices clip above."""
     return tuple(
-        slice(max(0, min(side.start for side in sides) - 1), max(side.stop for side in sides) + 1)
+        slice(max(0, min(side.start for side in sides) - margin), max(side.stop for side in sides) + margin)
         for sides in zip(*boxes, strict=True)
     )
 
@@ -124,34 +145,56 @@ def _mask_scores(
     pred: np.ndarray, label: np.ndarray, *, spacing_mm: Sequence[float], tolerance_mm: float
 ) -> dict[str, float]:
     """Score one organ's masks (x, y, z), of which at least one is not empty."""
-    voxel_ml = float(np.prod(spacing_mm)) / 1000.0
-    n_pred, n_label = int(np.count_nonzero(pred)), int(np.count_nonzero(label))
     surface = {"hd95_mm": np.nan, "asd_mm": np.nan, "surface_dice": 0.0}
-    if n_pred and n_label:
-        surface = _surface_scores(pred, label, spacing_mm=spacing_mm, tolerance_mm=tolerance_mm)
-    return {
-        "dice": 2.0 * int(np.count_nonzero(pred & label)) / (n_pred + n_label),
-        **surface,
-        "volume_ml_pred": n_pred * voxel_ml,
-        "volume_ml_label": n_label * voxel_ml,
-    }
+    if pred.any() and label.any():
+        there, back = surface_distances_mm(pred, label, spacing_mm=spacing_mm)
+        both = np.concatenate([there, back])
+        surface = {
+            "hd95_mm": hd95_mm(there, back),
+            "asd_mm": float(both.mean(dtype=np.float64)),
+            # compared in float32 as MONAI does: 20 steps of 0.1 mm are then within a tolerance of 2 mm
+            "surface_dice": float(np.mean(both <= float(tolerance_mm))),
+        }
+    return {"dice": dice(pred, label), **surface, **volumes_ml(pred, label, spacing_mm=spacing_mm)}
 
 
-def _surface_scores(
-    pred: np.ndarray, label: np.ndarray, *, spacing_mm: Sequence[float], tolerance_mm: float
-) -> dict[str, float]:
-    """Derive all surface scores of two non-empty masks from one set of distances per direction."""
+def dice(pred: np.ndarray, label: np.ndarray) -> float:
+    """Return 2 |P and L| / (|P| + |L|) of two masks, of which at least one is not empty."""
+    size = int(np.count_nonzero(pred)) + int(np.count_nonzero(label))
+    return 2.0 * int(np.count_nonzero(pred & label)) / size
+
+
+def volumes_ml(pred: np.ndarray, label: np.ndarray, *, spacing_mm: Sequence[float]) -> dict[str, float]:
+    """Return the volumes of two masks as the columns `volume_ml_pred` and `volume_ml_label`."""
+    voxel_ml = float(np.prod(spacing_mm)) / 1000.0
+    masks = {"pred": pred, "label": label}
+    return {f"volume_ml_{name}": int(np.count_nonzero(mask)) * voxel_ml for name, mask in masks.items()}
+
+
+def surface_distances_mm(
+    pred: np.ndarray, label: np.ndarray, *, spacing_mm: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Measure from each edge voxel of one mask to the nearest edge voxel of the other; see `organ_scores`.
+
+    Args:
+        pred: predicted mask, not empty.
+        label: reference mask, not empty.
+        spacing_mm: voxel size in mm along each axis.
+
+    Returns:
+        Distances from the prediction's edge voxels, and from those of the reference.
+
+    Shape:
+        Both masks: (x, y, z), a part of the volume with one voxel of margin where the volume goes on.
+    """
     edges_pred, edges_label = get_mask_edges(pred, label, crop=False)
     there = get_surface_distance(edges_pred, edges_label, spacing=spacing_mm)
-    back = get_surface_distance(edges_label, edges_pred, spacing=spacing_mm)
-    both = np.concatenate([there, back])
-    directed = [np.percentile(distances.astype(np.float64), 95) for distances in (there, back)]
-    return {
-        "hd95_mm": float(max(directed)),
-        "asd_mm": float(both.mean(dtype=np.float64)),
-        # compared in float32 as MONAI does: 20 steps of 0.1 mm are then within a tolerance of 2 mm
-        "surface_dice": float(np.mean(both <= float(tolerance_mm))),
-    }
+    return there, get_surface_distance(edges_label, edges_pred, spacing=spacing_mm)
+
+
+def hd95_mm(there: np.ndarray, back: np.ndarray) -> float:
+    """Return the larger 95th percentile (linear interpolation) of two directed sets of distances in mm."""
+    return float(max(np.percentile(distances.astype(np.float64), 95) for distances in (there, back)))
 
 
 def summarise(scores: pd.DataFrame) -> pd.DataFrame:
@@ -182,6 +225,20 @@ def summarise(scores: pd.DataFrame) -> pd.DataFrame:
         mean_asd_mm=("asd_mm", "mean"),
         mean_surface_dice=("surface_dice", "mean"),
     )
-    table = table.reset_index("class_id", drop=True).reset_index().astype(dict.fromkeys(COUNTS, int))
-    last = table.drop(columns="organ").mean().to_dict() | {name: int(table[name].sum()) for name in COUNTS}
-    return pd.concat([table, pd.DataFrame([{"organ": "mean", **last}])], ignore_index=True)
+    return with_mean_row(table.reset_index("class_id", drop=True), counts=COUNTS)
+
+
+def with_mean_row(table: pd.DataFrame, *, counts: Sequence[str]) -> pd.DataFrame:
+    """Turn the index of a summary into its first column and add the row "mean".
+
+    Args:
+        table: a row per organ or region, which its index names.
+        counts: columns of whole numbers, whose last row is their sum.
+
+    Returns:
+        The table; of the other columns the last row is the mean, NaN left out.
+    """
+    name = table.index.name
+    table = table.reset_index().astype(dict.fromkeys(counts, int))
+    last = table.drop(columns=name).mean().to_dict() | {count: int(table[count].sum()) for count in counts}
+    return pd.concat([table, pd.DataFrame([{name: "mean", **last}])], ignore_index=True)

@@ -1,0 +1,286 @@
+"""Tumour regions and the lesions in them, scored as the BraTS 2023 challenge scores them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.ndimage import binary_dilation, find_objects, generate_binary_structure
+from scipy.ndimage import label as connected_components
+
+from scripts.cases import whole_numbers
+from scripts.metrics import (
+    Box,
+    check_grid,
+    class_boxes,
+    dice,
+    hd95_mm,
+    surface_distances_mm,
+    union_box,
+    volumes_ml,
+    with_mean_row,
+)
+
+REGION_COLUMNS = (
+    "region",
+    "dice",
+    "hd95_mm",
+    "lesion_dice",
+    "lesion_hd95_mm",
+    "lesions",
+    "missed",
+    "spurious",
+    "volume_ml_pred",
+    "volume_ml_label",
+)
+COUNTS = ("n", "lesions", "missed", "spurious")
+NEIGHBOURS_18, NEIGHBOURS_26 = generate_binary_structure(3, 2), generate_binary_structure(3, 3)
+
+
+@dataclass(frozen=True)
+class LesionRules:
+    """What counts as one lesion and what a missed one costs; the defaults are those of adult glioma (BraTS-GLI).
+
+    Attributes:
+        dilation: how often the reference is widened by the 18 neighbours of a voxel before it is cut into
+            lesions; 2023's meningioma and metastases took 1.
+        min_volume_mm3: a reference lesion of this volume or less does not count; metastases took 2.
+        penalty_mm: distance of a missed or spurious lesion: the diagonal of 240 x 240 x 155 mm, rounded up.
+
+    Raises:
+        ValueError: a value is negative, or `dilation` is no whole number.
+    """
+
+    dilation: int = 3
+    min_volume_mm3: float = 50.0
+    penalty_mm: float = 374.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.dilation, int):
+            raise ValueError(f"dilation is {self.dilation!r}: give a whole number of steps.")
+        for name, value in asdict(self).items():
+            if not 0 <= value < np.inf:
+                raise ValueError(f"{name} is {value}: give 0 or more.")
+
+
+class Lesion(NamedTuple):
+    """One lesion of the reference against all that was predicted there."""
+
+    volume_mm3: float
+    missed: bool
+    dice: float
+    hd95_mm: float
+
+
+@dataclass(frozen=True)
+class LesionScores:
+    """Scores of one region of one case, lesion by lesion.
+
+    Attributes:
+        lesion_dice: mean over the lesions that count and the spurious ones, which have 0.
+        lesion_hd95_mm: the same mean of HD95; missed and spurious lesions have the penalty.
+        lesions: reference lesions that count.
+        missed: those of them at which nothing was predicted.
+        spurious: predicted components away from every reference lesion, small ones included.
+    """
+
+    lesion_dice: float
+    lesion_hd95_mm: float
+    lesions: int
+    missed: int
+    spurious: int
+
+
+DEFAULT_RULES = LesionRules()
+
+
+def lesion_scores(
+    pred: np.ndarray, label: np.ndarray, *, spacing_mm: Sequence[float], rules: LesionRules = DEFAULT_RULES
+) -> LesionScores:
+    """Score a predicted mask lesion by lesion.
+
+    A lesion is what lies of the reference in one 26-connected component of the widened reference, so that
+    fragments near each other are one lesion. Every 26-connected component of the prediction that touches the
+    widened lesion is matched to it, whole, even where it also lies on another lesion. Dice and HD95 compare
+    the lesion as it was drawn with its matches together. A lesion without a match is missed: Dice 0 and the
+    penalty. A component that no lesion matches is spurious: the same. Lesions too small to count are left
+    out, with their scores; what matches them is not spurious. Of nothing to score, Dice is 1 and HD95 0.
+
+    Args:
+        pred: predicted mask; what is not 0 belongs to it.
+        label: reference mask on the same grid.
+        spacing_mm: voxel size in mm along each axis; the widening is in voxels, whatever their size.
+        rules: see `LesionRules`.
+
+    Returns:
+        Means and counts.
+
+    Shape:
+        Both masks: (X, Y, Z).
+
+    Raises:
+        ValueError: shapes differ, or the spacing is impossible.
+
+    Source:
+        github.com/rachitsaluja/BraTS-2023-Metrics, README.md and eval.py, and the organisers' rules of 2023 at
+        synapse.org/Synapse:syn51156910/discussion/threadId=10357. Departures: HD95 is that of
+        `scripts.metrics`, between the centres of edge voxels, while the challenge weighs surface elements at
+        the corners of voxels by their area; the volume is rounded to 0.001 mm3 first, so that the last digits
+        of an affine do not decide whether a lesion of 50 voxels counts.
+    """
+    check_grid(pred, label, spacing_mm=spacing_mm)
+    pred, label = pred.astype(bool, copy=False), label.astype(bool, copy=False)
+    found = [box for mask in (pred, label) for box in find_objects(mask.view(np.uint8))]
+    if not found:
+        return LesionScores(1.0, 0.0, lesions=0, missed=0, spurious=0)
+    box = union_box(found, margin=max(rules.dilation, 1))
+    all_lesions, spurious = _score_lesions(pred[box], label[box], spacing_mm=spacing_mm, rules=rules)
+    lesions = [lesion for lesion in all_lesions if lesion.volume_mm3 > rules.min_volume_mm3]
+    scored = len(lesions) + spurious
+    distance_mm = sum(lesion.hd95_mm for lesion in lesions) + spurious * rules.penalty_mm
+    return LesionScores(
+        lesion_dice=sum(lesion.dice for lesion in lesions) / scored if scored else 1.0,
+        lesion_hd95_mm=distance_mm / scored if scored else 0.0,
+        lesions=len(lesions),
+        missed=sum(lesion.missed for lesion in lesions),
+        spurious=spurious,
+    )
+
+
+def _score_lesions(
+    pred: np.ndarray, label: np.ndarray, *, spacing_mm: Sequence[float], rules: LesionRules
+) -> tuple[list[Lesion], int]:
+    """Score each lesion of two masks that end at least a voxel before the edges; count the spurious components."""
+    widened = binary_dilation(label, NEIGHBOURS_18, iterations=rules.dilation) if rules.dilation else label
+    reach_ids, _ = connected_components(widened, NEIGHBOURS_26)
+    pred_ids, n_pred = connected_components(pred, NEIGHBOURS_26)
+    matches = _matches(reach_ids, pred_ids)
+    pred_boxes = find_objects(pred_ids)
+    lesion_ids = np.where(label, reach_ids, 0)
+    lesions = []
+    for lesion_id, box in enumerate(find_objects(lesion_ids), start=1):
+        matched = matches.get(lesion_id, [])
+        part = union_box([box, *(pred_boxes[i - 1] for i in matched)], margin=1)
+        of_lesion = np.isin(np.arange(n_pred + 1), matched)[pred_ids[part]]
+        scores = _lesion(of_lesion, lesion_ids[part] == lesion_id, spacing_mm=spacing_mm, rules=rules)
+        lesions.append(scores)
+    return lesions, n_pred - len({i for matched in matches.values() for i in matched})
+
+
+def _matches(reach_ids: np.ndarray, pred_ids: np.ndarray) -> dict[int, list[int]]:
+    """List the predicted components that each widened lesion touches.
+
+    A component of the widened reference is its lesion, widened: each of its voxels came from a voxel of the
+    reference to which it is connected. So no lesion has to be widened again by itself, as the challenge does.
+    """
+    both = (reach_ids > 0) & (pred_ids > 0)
+    base = int(pred_ids.max(initial=0)) + 1
+    pairs = np.unique(reach_ids[both].astype(np.int64) * base + pred_ids[both])
+    matches: dict[int, list[int]] = {}
+    for lesion_id, pred_id in zip(*np.divmod(pairs, base), strict=True):
+        matches.setdefault(int(lesion_id), []).append(int(pred_id))
+    return matches
+
+
+def _lesion(pred: np.ndarray, lesion: np.ndarray, *, spacing_mm: Sequence[float], rules: LesionRules) -> Lesion:
+    """Score one lesion's mask (x, y, z) against the mask of its matches, which may be empty."""
+    volume_mm3 = round(int(np.count_nonzero(lesion)) * float(np.prod(spacing_mm)), 3)
+    return Lesion(volume_mm3, not pred.any(), *_overlap_and_distance(pred, lesion, spacing_mm, rules.penalty_mm))
+
+
+def _overlap_and_distance(
+    pred: np.ndarray, label: np.ndarray, spacing_mm: Sequence[float], penalty_mm: float
+) -> tuple[float, float]:
+    """Return Dice and HD95: 1 and 0 where both masks are empty, 0 and the penalty where one is."""
+    if pred.any() and label.any():
+        return dice(pred, label), hd95_mm(*surface_distances_mm(pred, label, spacing_mm=spacing_mm))
+    return (0.0, penalty_mm) if pred.any() or label.any() else (1.0, 0.0)
+
+
+def region_scores(
+    pred: np.ndarray | torch.Tensor,
+    label: np.ndarray | torch.Tensor,
+    *,
+    spacing_mm: Sequence[float],
+    regions: Mapping[str, Sequence[int]],
+    rules: LesionRules = DEFAULT_RULES,
+) -> list[dict[str, Any]]:
+    """Score overlapping regions of a predicted label map, each as a whole and lesion by lesion.
+
+    Empty regions as in the challenge of 2023: absent from both, Dice is 1 and HD95 0; absent from one, Dice is 0
+    and HD95 the penalty. So every region of every case has a row, and none is left out of a mean. The columns
+    `dice` and `hd95_mm` are of the whole region, `lesion_…` and the counts those of `LesionScores`.
+
+    Args:
+        pred: predicted class ids.
+        label: reference class ids on the same grid.
+        spacing_mm: voxel size in mm along each axis.
+        regions: region to the class ids that it is made of, such as TC to 1 and 3.
+        rules: see `LesionRules`.
+
+    Returns:
+        One row per region, in their order, with the keys `REGION_COLUMNS`.
+
+    Shape:
+        Both label maps: (X, Y, Z).
+
+    Raises:
+        ValueError: shapes differ, the spacing is impossible, or a label map holds a class that no region has.
+
+    Source:
+        See `lesion_scores`; the whole regions are what the challenge calls legacy Dice and HD95.
+    """
+    maps = {"pred": whole_numbers(pred, name="pred"), "label": whole_numbers(label, name="label")}
+    check_grid(maps["pred"], maps["label"], spacing_mm=spacing_mm)
+    classes = {class_id for members in regions.values() for class_id in members}
+    boxes = [class_boxes(volume, classes, name=key, setting="regions") for key, volume in maps.items()]
+    box = _common_box([box for found in boxes for box in found.values()], margin=max(rules.dilation, 1))
+    rows = []
+    for region, members in regions.items():
+        masks = [np.isin(volume[box], list(members)) for volume in maps.values()]
+        overlap, distance_mm = _overlap_and_distance(*masks, spacing_mm, rules.penalty_mm)
+        rows.append(
+            {"region": region, "dice": overlap, "hd95_mm": distance_mm}
+            | asdict(lesion_scores(*masks, spacing_mm=spacing_mm, rules=rules))
+            | volumes_ml(*masks, spacing_mm=spacing_mm)
+        )
+    return rows
+
+
+def _common_box(boxes: Sequence[Box], *, margin: int) -> Box:
+    """Join bounding boxes; of none, a single voxel, which is background."""
+    return union_box(boxes, margin=margin) if boxes else (slice(0, 1),) * 3
+
+
+def summarise_regions(scores: pd.DataFrame) -> pd.DataFrame:
+    """Summarise the scores of all cases per region.
+
+    Args:
+        scores: rows of `region_scores` of any number of cases; may be empty.
+
+    Returns:
+        One row per region, in their order: `n` cases, the totals of lesions, missed and spurious ones; mean,
+        median, sample standard deviation and minimum of dice, mean and median of hd95_mm, of lesion_dice and
+        of lesion_hd95_mm. The last row, "mean", is the mean over regions, with the totals of the counts.
+    """
+    table = scores.groupby("region", sort=False).agg(
+        n=("dice", "size"),
+        lesions=("lesions", "sum"),
+        missed=("missed", "sum"),
+        spurious=("spurious", "sum"),
+        mean_dice=("dice", "mean"),
+        median_dice=("dice", "median"),
+        std_dice=("dice", "std"),
+        min_dice=("dice", "min"),
+        mean_hd95_mm=("hd95_mm", "mean"),
+        median_hd95_mm=("hd95_mm", "median"),
+        mean_lesion_dice=("lesion_dice", "mean"),
+        median_lesion_dice=("lesion_dice", "median"),
+        mean_lesion_hd95_mm=("lesion_hd95_mm", "mean"),
+        median_lesion_hd95_mm=("lesion_hd95_mm", "median"),
+    )
+    return with_mean_row(table, counts=COUNTS)
