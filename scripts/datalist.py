@@ -6,24 +6,19 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tqdm import tqdm
-
-from scripts.cases import AFFINE_TOLERANCE_MM
-from scripts.files import StoredVolume, read_nifti
-from scripts.names import stem, unique_names
+from scripts.case_checks import check_cases
+from scripts.errors import raise_all
+from scripts.folds import take_fold
+from scripts.names import name_path, stem, unique_names
 from scripts.settings import flag
 
 logger = logging.getLogger(__name__)
 
-Item = dict[str, str]
+Item = dict[str, Any]
 SECTIONS = ("training", "validation", "test")
-_LISTED_VALUES = 8
 _NIFTI_NAME = re.compile(r"[^.].*\.nii(\.gz)?", re.IGNORECASE)
 
 
@@ -31,10 +26,14 @@ def load_datalist(
     dataset_dir: str | os.PathLike[str],
     *,
     datalist_file: str = "dataset_0.json",
-    num_classes: int | None = None,
-    check: bool | str = True,
+    images_per_case: int = 1,
+    fold: int | None = None,
     required: Sequence[str] = ("training", "validation"),
     allow_overlap: bool | str = False,
+    check: bool | str = True,
+    num_classes: int | None = None,
+    label_sets: Sequence[Sequence[int]] | None = None,
+    resample: bool | str = False,
 ) -> dict[str, list[Item]]:
     """List the cases of ``dataset_dir`` by section, from a Decathlon-style JSON file or from plain folders.
 
@@ -45,15 +44,19 @@ def load_datalist(
     Args:
         dataset_dir: folder that every path of the datalist must stay in.
         datalist_file: JSON with training, validation and test; absolute, or relative to ``dataset_dir``.
-        num_classes: number of label values, background included; only the check needs it.
-        check: whether to read every file of the required sections first, see ``check_cases``.
+        images_per_case: files of one image, such as four sequences; above 1 there must be a datalist.
+        fold: the training cases of this "fold" become validation, if any; see ``scripts.folds.take_fold``.
         required: sections that must not be empty.
         allow_overlap: whether training may share cases with the others, as in an overfit check.
+        check: whether to read every file of the required sections first, see ``scripts.case_checks.check_cases``.
+        num_classes: number of label values, background included; only the check needs it.
+        label_sets: the sets of values that a label may have, instead of ``num_classes``.
+        resample: whether the check lets the files of an image lie on different grids.
 
     Returns:
-        Every section, empty ones too. Each item holds absolute paths ``image`` and ``label`` (test may lack
-        it), a unique ``case`` (the image's name, with its folders where names repeat; a ``case`` of the
-        datalist is ignored), and the datalist's other text fields as they are.
+        Every section, empty ones too. Each item holds absolute paths ``image`` (a list where it has several) and
+        ``label`` (test may lack it), a unique ``case`` (the image's name, with its folders where names repeat; a
+        ``case`` of the datalist is ignored), and the datalist's other text fields as they are.
 
     Raises:
         ValueError: nothing is found, the JSON is malformed, a path leaves ``dataset_dir``, a required section
@@ -69,60 +72,41 @@ def load_datalist(
     if unknown := sorted(set(required) - set(SECTIONS)):
         raise ValueError(f"required names unknown sections {unknown}; use some of {list(SECTIONS)}")
     file = root / datalist_file
-    sections = _from_json(file, root) if file.is_file() else _from_folders(root, file)
     source = file if file.is_file() else root
+    sections = _from_json(file, root, images_per_case) if file.is_file() else _from_folders(root, file, images_per_case)
+    take_fold(sections, fold, source)
+    _refuse_empty(sections, required, source)
+    if not flag(allow_overlap, "allow_overlap"):
+        _refuse_repeats(sections, source)
+    items = [item for name in SECTIONS for item in sections[name]]
+    for item, case in zip(items, unique_names([name_path(item["image"]) for item in items]), strict=True):
+        item["case"] = case
+    if flag(check, "check_data"):
+        todo = [item for name in required for item in sections[name]]
+        check_cases(todo, num_classes=num_classes, label_sets=label_sets, resample=flag(resample, "resample"))
+    logger.info("%s: %s", source, ", ".join(f"{len(items)} {name}" for name, items in sections.items()))
+    return sections
+
+
+def image_files(item: Mapping[str, Any]) -> list[str]:
+    """List the files of an item's image."""
+    return [item["image"]] if isinstance(item["image"], str) else list(item["image"])
+
+
+def _refuse_empty(sections: Mapping[str, list[Item]], required: Sequence[str], source: Path) -> None:
     for name in required:
         if not sections[name]:
             raise ValueError(
                 f'{source}: no {name} cases; list some under "{name}", or remove the datalist and put at '
                 "least two cases into imagesTr and labelsTr, to be split 80/20"
             )
-    if not flag(allow_overlap, "allow_overlap"):
-        _refuse_repeats(sections, source)
-    items = [item for name in SECTIONS for item in sections[name]]
-    for item, case in zip(items, unique_names([item["image"] for item in items]), strict=True):
-        item["case"] = case
-    if flag(check, "check_data"):
-        check_cases([item for name in required for item in sections[name]], num_classes=num_classes or 0)
-    logger.info("%s: %s", source, ", ".join(f"{len(items)} {name}" for name, items in sections.items()))
-    return sections
-
-
-def check_cases(items: Sequence[Mapping[str, str]], *, num_classes: int, workers: int = 4) -> None:
-    """Read every image and label to its end, and name everything that training would stumble over, at once.
-
-    An image must be a finite 3-D NIfTI volume; its label too, on the same grid (affines equal to 0.1 mm),
-    with whole values 0..``num_classes`` - 1. A label that is all background is only warned about.
-
-    Args:
-        items: cases with ``image`` and, where there is one, ``label``.
-        num_classes: number of label values, background included.
-        workers: threads; each holds one volume in memory at a time. Threads do, since zlib releases the GIL.
-
-    Raises:
-        ValueError: all problems, one per line, the path first.
-    """
-    if num_classes < 2:
-        raise ValueError(f"num_classes is {num_classes}; set it to the number of labels, background included")
-    check = partial(_case_problems, num_classes=num_classes)
-    with ThreadPoolExecutor(workers) as pool:
-        bar = tqdm(pool.map(check, items), total=len(items), desc="checking cases", unit="case", disable=None)
-        problems = [problem for found in bar for problem in found]
-    mend = "mend or replace the files, drop the cases from the datalist, or skip the check with --check_data false"
-    _raise_all(problems, f"check of {len(items)} cases", mend)
-
-
-def _raise_all(problems: list[str], where: object, mend: str) -> None:
-    if problems:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise ValueError("\n".join([f"{where}: {count}; {mend}", *problems]))
 
 
 def _show(value: Any) -> str:
     return f"{value!r:.200}" if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
 
 
-def _from_json(file: Path, root: Path) -> dict[str, list[Item]]:
+def _from_json(file: Path, root: Path, images_per_case: int) -> dict[str, list[Item]]:
     try:
         content = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -138,23 +122,33 @@ def _from_json(file: Path, root: Path) -> dict[str, list[Item]]:
             continue
         for index, entry in enumerate(entries):
             try:
-                sections[name].append(_parse_entry(entry, root, label_optional=name == "test"))
+                item = _parse_entry(entry, root, images_per_case, label_optional=name == "test")
+                sections[name].append(item)
             except ValueError as error:
                 problems.append(f"{name}[{index}]: {error}")
-    _raise_all(problems, file, "mend these entries")
+    raise_all(problems, file, "mend these entries")
     return sections
 
 
-def _parse_entry(entry: Any, root: Path, *, label_optional: bool) -> Item:
-    if isinstance(entry, str) and label_optional:
+def _parse_entry(entry: Any, root: Path, images_per_case: int, *, label_optional: bool) -> Item:
+    if isinstance(entry, str) and label_optional and images_per_case == 1:
         entry = {"image": entry}
     if not isinstance(entry, dict):
         raise ValueError(f"is {_show(entry)}, need an object with image and label")
-    item = {key: value for key, value in entry.items() if isinstance(value, str)}
-    item["image"] = _path_inside(entry.get("image"), root, key="image")
+    item: Item = {key: value for key, value in entry.items() if isinstance(value, str) or key == "fold"}
+    item["image"] = _image_inside(entry.get("image"), root, images_per_case)
     if not label_optional or entry.get("label") is not None:
         item["label"] = _path_inside(entry.get("label"), root, key="label")
     return item
+
+
+def _image_inside(value: Any, root: Path, images_per_case: int) -> str | list[str]:
+    if images_per_case == 1:
+        return _path_inside(value, root, key="image")
+    if not isinstance(value, list) or len(value) != images_per_case:
+        shown = f"a list of {len(value)}" if isinstance(value, list) else _show(value)
+        raise ValueError(f"image is {shown}, need a list of {images_per_case} paths")
+    return [_path_inside(path, root, key="image") for path in value]
 
 
 def _path_inside(value: Any, root: Path, *, key: str) -> str:
@@ -173,7 +167,9 @@ def _path_inside(value: Any, root: Path, *, key: str) -> str:
     return str(path)
 
 
-def _from_folders(root: Path, missing: Path) -> dict[str, list[Item]]:
+def _from_folders(root: Path, missing: Path, images_per_case: int) -> dict[str, list[Item]]:
+    if images_per_case > 1:
+        raise ValueError(f"{missing}: no such datalist; make it: python -m scripts.prepare_brats {root}")
     if not (root / "imagesTr").is_dir() and not (root / "imagesTs").is_dir():
         raise ValueError(
             f"{root}: neither {missing.name or 'a datalist'} nor a folder imagesTr is there; set "
@@ -183,7 +179,7 @@ def _from_folders(root: Path, missing: Path) -> dict[str, list[Item]]:
     problems: list[str] = []
     cases = _pair_folders(root / "imagesTr", root / "labelsTr", problems)
     test = _pair_folders(root / "imagesTs", root / "labelsTs", problems, label_optional=True)
-    _raise_all(problems, root, "add the missing files, or remove or rename these")
+    raise_all(problems, root, "add the missing files, or remove or rename these")
     cut = len(cases) - max(1, len(cases) // 5)
     return {"training": cases[: max(cut, 0)], "validation": cases[max(cut, 0) :], "test": test}
 
@@ -212,73 +208,12 @@ def _refuse_repeats(sections: Mapping[str, list[Item]], source: Path) -> None:
     files: dict[str, set[str]] = {}
     problems = []
     for name, items in sections.items():
-        images = Counter(os.path.realpath(item["image"]) for item in items)
+        images = Counter(os.path.realpath(file) for item in items for file in image_files(item))
         problems += [f"{image}: {n} times in {name}" for image, n in images.items() if n > 1]
-        files[name] = {os.path.realpath(item[key]) for item in items for key in ("image", "label") if key in item}
+        labels = [item["label"] for item in items if "label" in item]
+        files[name] = {os.path.realpath(file) for file in [*labels, *(f for item in items for f in image_files(item))]}
     # Validation and test may share cases: both only measure.
     for other in ("validation", "test"):
         problems += [f"{path}: in training and {other}" for path in sorted(files["training"] & files[other])]
     mend = "cases seen in training cannot measure it; keep each file in one place, or give --allow_overlap true"
-    _raise_all(problems, source, mend)
-
-
-def _case_problems(item: Mapping[str, str], num_classes: int) -> list[str]:
-    problems: list[str] = []
-    grid = None
-    try:
-        image = read_nifti(item["image"])
-        grid = image.stored.shape, image.affine
-        # NaN and infinity always come through as the smallest or the largest value.
-        ends = np.array([image.stored.min(), image.stored.max()], np.float64) * image.slope + image.inter
-        if not np.isfinite(ends).all():
-            problems.append(f"{item['image']}: holds NaN or infinite values")
-        del image
-    except ValueError as error:
-        problems.append(f"{item['image']}: {error}")
-    if "label" in item:
-        try:
-            found = _label_problems(read_nifti(item["label"]), grid, num_classes, path=item["label"])
-            problems += [f"{item['label']}: {problem}" for problem in found]
-        except ValueError as error:
-            problems.append(f"{item['label']}: {error}")
-    return problems
-
-
-def _label_problems(
-    label: StoredVolume, grid: tuple[tuple[int, ...], np.ndarray] | None, num_classes: int, *, path: str
-) -> list[str]:
-    problems = []
-    if grid is not None and label.stored.shape != grid[0]:
-        problems.append(f"has shape {label.stored.shape}, its image {grid[0]}")
-    if grid is not None and (gap := np.abs(label.affine - grid[1]).max()) > AFFINE_TOLERANCE_MM:
-        problems.append(f"has an affine up to {gap:.3g} mm from its image's; resample it on the image's grid")
-    fractional, outside, background_only = _unfit_values(label, num_classes)
-    if fractional.size:
-        problems.append(f"label values {_list_values(fractional)} are not whole numbers")
-    if outside.size:
-        problems.append(f"label values {_list_values(outside)} are outside 0..{num_classes - 1}")
-    if background_only:
-        logger.warning("%s: the label is all background", path)
-    return problems
-
-
-def _unfit_values(label: StoredVolume, num_classes: int) -> tuple[np.ndarray, np.ndarray, bool]:
-    fractional = outside = np.array([], np.float64)
-    background_only = True
-    # By plane: float temporaries of the whole would be gigabytes.
-    for plane in np.moveaxis(label.stored, -1, 0):
-        values = plane.astype(np.float64) * label.slope + label.inter
-        whole = values == np.rint(values)
-        fractional = _smallest(fractional, values[~whole])
-        outside = _smallest(outside, values[whole & ((values < 0) | (values >= num_classes))])
-        background_only = background_only and not values.any()
-    return fractional, outside, background_only
-
-
-def _smallest(known: np.ndarray, more: np.ndarray) -> np.ndarray:
-    return np.unique(np.concatenate([known, more]))[: _LISTED_VALUES + 1] if more.size else known
-
-
-def _list_values(values: np.ndarray) -> str:
-    listed = ", ".join(f"{value:.10g}" for value in values[:_LISTED_VALUES])
-    return f"{listed}, ..." if values.size > _LISTED_VALUES else listed
+    raise_all(problems, source, mend)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -36,7 +37,7 @@ def is_ours(error: BaseException) -> bool:
     """Tell whether an error was raised by this package, with a message for the user."""
     frames = traceback.extract_tb(error.__traceback__)
     here = Path(__file__).resolve().parent
-    return isinstance(error, OURS) and bool(frames) and Path(frames[-1].filename).resolve().parent == here
+    return isinstance(error, OURS) and bool(frames) and here in Path(frames[-1].filename).resolve().parents
 
 
 def explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -56,3 +57,19 @@ def install_in_bundle_runs() -> None:
     """
     if Path(sys.argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py"):
         sys.excepthook = explain
+
+
+def raise_all(problems: Sequence[str], where: object, mend: str) -> None:
+    """Raise one error that lists all problems, a line each; nothing where there is none.
+
+    Args:
+        problems: what is wrong, the path first.
+        where: file, folder or step that was looked through.
+        mend: what to do about it.
+
+    Raises:
+        ValueError: there is a problem.
+    """
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise ValueError("\n".join([f"{where}: {count}; {mend}", *problems]))

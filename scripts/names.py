@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
@@ -41,3 +43,21 @@ def unique_names(paths: Sequence[str]) -> list[str]:
         names[path] = next(name for name in candidates if name not in taken)
         taken.add(names[path])
     return [names[path] for path in paths]
+
+
+def name_path(image: str | Sequence[str]) -> str:
+    """Return a path to name an image after: its own, or what the files of an image in several have in common.
+
+    Args:
+        image: a path, or those of the sequences, such as `p1/p1-t1n.nii.gz` and `p1/p1-t1c.nii.gz`.
+
+    Returns:
+        The path; for several `p1/p1`, the beginning of all names up to a dash or underscore, or else their folder.
+    """
+    if isinstance(image, str):
+        return image
+    folder, stems = Path(image[0]).parent, [stem(path) for path in image]
+    agreed = takewhile(lambda letters: len(set(letters)) == 1, zip(*stems, strict=False))
+    common = "".join(letters[0] for letters in agreed)
+    whole_words = common if len(image) == 1 else re.sub(r"[^-_]*$", "", common).rstrip("-_")
+    return str(folder / whole_words) if whole_words else str(folder)

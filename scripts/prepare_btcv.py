@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from scripts.files import atomic_path, remove_leftovers
+from scripts.files import atomic_path, remove_leftovers, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -95,8 +95,7 @@ def _prepare(members: dict[str, _Member], source: Path, out_dir: Path) -> Path:
         path.unlink(missing_ok=True)  # while it is there, everything it lists is whole
     _copy(todo, out_dir)
     if not path.exists():
-        with atomic_path(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(path, text)
     logger.info("%s: %d files written, %d were there", path, len(todo), len(members) - len(todo))
     return path
 

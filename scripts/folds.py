@@ -1,0 +1,72 @@
+"""Cross-validation by patient: which fold a case is in, and which cases validate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from scripts.errors import raise_all
+
+Items = list[dict[str, Any]]
+
+
+def assign_folds(patients: Iterable[str], *, folds: int = 5, seed: int = 0) -> dict[str, int]:
+    """Deal patients to folds of equal size, plus or minus one.
+
+    Args:
+        patients: names; the same again counts once.
+        folds: number of folds.
+        seed: of the shuffling; the result does not depend on the order of the names.
+
+    Returns:
+        Patient to fold, 0..folds - 1.
+
+    Raises:
+        ValueError: there are fewer than 2 folds, or fewer patients than folds.
+    """
+    names = sorted(set(patients))
+    if not 2 <= folds <= len(names):
+        raise ValueError(f"folds is {folds} for {len(names)} patients with labels: give 2 or more, one patient each.")
+    order = np.random.default_rng(seed).permutation(len(names))
+    return {names[index]: position % folds for position, index in enumerate(order)}
+
+
+def take_fold(sections: Mapping[str, Items], fold: int | None, source: object) -> None:
+    """Move the training cases of a fold to validation, in place.
+
+    A datalist with a validation list of its own and no folds is left as it is.
+
+    Args:
+        sections: lists of items; each "fold" is taken out of its item.
+        fold: the one that validates; None: all stay where they are.
+        source: datalist, for the messages.
+
+    Raises:
+        ValueError: cases lack a fold, a patient is in two, there is no such fold, or there is a validation list too.
+    """
+    training, validation = sections["training"], sections["validation"]
+    numbers = [item.pop("fold", None) for item in training]
+    for item in [*validation, *sections["test"]]:
+        item.pop("fold", None)
+    if fold is None or (validation and set(numbers) <= {None}):
+        return
+    mend = 'give each training case a "fold" and no validation list, as python -m scripts.prepare_brats does'
+    problems = [f"training[{i}]: fold is {n!r}" for i, n in enumerate(numbers) if type(n) is not int]
+    if validation:
+        problems.append(f"validation: {len(validation)} cases beside the folds")
+    raise_all(problems or _split_patients(training, numbers), source, mend)
+    if fold not in numbers:
+        raise ValueError(f"{source}: fold is {fold!r}: give one of {', '.join(map(str, sorted(set(numbers))))}.")
+    validation += [item for item, number in zip(training, numbers, strict=True) if number == fold]
+    training[:] = [item for item, number in zip(training, numbers, strict=True) if number != fold]
+
+
+def _split_patients(items: Items, numbers: list[int]) -> list[str]:
+    """Name the patients of whom cases are in several folds."""
+    folds: dict[str, set[int]] = {}
+    for item, number in zip(items, numbers, strict=True):
+        if "patient" in item:
+            folds.setdefault(item["patient"], set()).add(number)
+    return [f"patient {name}: in the folds {sorted(found)}" for name, found in folds.items() if len(found) > 1]
