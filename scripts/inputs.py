@@ -1,10 +1,11 @@
-"""What `--input` may be: a NIfTI file, a folder of them, DICOM series or a datalist, as a list of cases."""
+"""What `--input` may be: a file, a folder, DICOM series, folders of sequences or a datalist, as a list of cases."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -12,23 +13,26 @@ from pydicom.errors import InvalidDicomError
 
 from scripts.datalist import load_datalist
 from scripts.names import NIFTI_SUFFIXES, unique_names
+from scripts.sequences import find_cases
 
 MAX_GAP_MM = 0.1
 
-Case = dict[str, str]
+Case = dict[str, Any]
 
 
-def list_cases(source: str | Path, *, split: str = "test") -> list[Case]:
+def list_cases(source: str | Path, *, split: str = "test", images_per_case: int = 1) -> list[Case]:
     """Find the volumes that `source` stands for.
 
     Args:
         source: a NIfTI file, a folder with NIfTI files, a folder that is a DICOM series or holds such folders, or
-            a Decathlon-style datalist (`.json`), whose paths are relative to its own folder.
+            a Decathlon-style datalist (`.json`), whose paths are relative to its own folder. For images in four
+            files instead a folder as `scripts.sequences.find_cases` reads it, or a datalist.
         split: list of the datalist to take.
+        images_per_case: files of one image; above 1 these are the sequences of `scripts.sequences`.
 
     Returns:
-        One `{"image": path, "case": unique name}` per volume, in order of name; with `"label"` where a datalist
-        names one.
+        One `{"image": path or paths, "case": unique name}` per case, in order of name; with `"label"` where a
+        datalist or a case's folder has one. Incomplete cases are listed too: whoever loads them refuses them.
 
     Raises:
         ValueError: `source` does not exist, or holds nothing that can be segmented.
@@ -37,18 +41,34 @@ def list_cases(source: str | Path, *, split: str = "test") -> list[Case]:
     if not path.exists():
         raise ValueError(f"{path}: no such file or folder; give --input a NIfTI file, a folder or a datalist.")
     if path.suffix == ".json":
-        lists = load_datalist(path.parent, datalist_file=path.name, check=False, required=(split,), allow_overlap=True)
-        return lists[split]
-    if path.is_file():
-        found = [{"image": str(path)}]
-        if not is_nifti(path):
-            found = [{"image": str(path.parent)}] if is_dicom(path) else []
-    else:
-        found = _folder_cases(path)
+        options = {"images_per_case": images_per_case, "check": False, "required": (split,), "allow_overlap": True}
+        return load_datalist(path.parent, datalist_file=path.name, **options)[split]
+    found = _sequence_cases(path) if images_per_case > 1 else _volume_cases(path)
+    names = unique_names([case["case"] for case in found])
+    return [{**case, "case": name} for case, name in zip(found, names, strict=True)]
+
+
+def _sequence_cases(path: Path) -> list[Case]:
+    """Find cases of several sequences, each still named by a path."""
+    found = find_cases(path) if path.is_dir() else []
+    if not found:
+        wanted = "a case's folder with <case>-t1n.nii.gz, -t1c, -t2w, -t2f (or _t1, _t1ce, _t2, _flair)"
+        raise ValueError(f"{path}: holds no such sequences; give --input {wanted}, a folder of such, or a datalist.")
+    labels = [{"label": case.labels[0]} if case.labels else {} for case in found]
+    named = [{"image": case.images, "case": str(Path(case.images[0]).parent / case.name)} for case in found]
+    return [{**case, **label} for case, label in zip(named, labels, strict=True)]
+
+
+def _volume_cases(path: Path) -> list[Case]:
+    """Find single volumes, each still named by its path."""
+    found = [path]
+    if path.is_dir():
+        found = _folder_volumes(path)
+    elif not is_nifti(path):
+        found = [path.parent] if is_dicom(path) else []
     if not found:
         raise ValueError(f"{path}: holds neither NIfTI (.nii, .nii.gz) nor DICOM; give --input another path.")
-    names = unique_names([case["image"] for case in found])
-    return [{**case, "case": name} for case, name in zip(found, names, strict=True)]
+    return [{"image": str(volume), "case": str(volume)} for volume in found]
 
 
 def is_nifti(path: Path) -> bool:
@@ -62,15 +82,15 @@ def is_dicom(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-def _folder_cases(folder: Path) -> list[Case]:
+def _folder_volumes(folder: Path) -> list[Path]:
     """Find volumes in a folder: NIfTI files, the folder itself as DICOM series, or its subfolders as series."""
     files = sorted(entry for entry in folder.iterdir() if entry.is_file())
-    volumes = [{"image": str(file)} for file in files if is_nifti(file)]
+    volumes = [file for file in files if is_nifti(file)]
     if not volumes and any(is_dicom(file) for file in files):
-        return [{"image": str(folder)}]
+        return [folder]
     subfolders = sorted(entry for entry in folder.iterdir() if entry.is_dir())
     series = [sub for sub in subfolders if any(is_dicom(file) for file in sub.iterdir() if file.is_file())]
-    return volumes + [{"image": str(sub)} for sub in series]
+    return volumes + series
 
 
 def check_dicom_series(folder: Path) -> None:

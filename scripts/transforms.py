@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from monai.transforms import Spacingd as MonaiSpacingd
 from nibabel.filebasedimages import ImageFileError
 
 from scripts.inputs import check_dicom_series
+from scripts.regions import Regions, check_channels, paint_regions
 
 SPACING_RANGE_MM = (0.01, 50.0)
 READ_ERRORS = (OSError, EOFError, zlib.error, ImageFileError, RuntimeError, ValueError, TypeError, KeyError)
@@ -53,20 +54,29 @@ class LoadVolumed(LoadImaged):
     def __call__(self, data: Mapping[Hashable, Any], reader: Any = None) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            path = d[key]
-            own_reader = reader or _reader(path)
-            try:
-                volume = self._loader(path, own_reader)
-            except READ_ERRORS as error:
-                raise ValueError(f"{path}: {_why_unreadable(error)}") from error
-            check_geometry(volume, path)
-            if key in self.image_keys:
-                check_intensities(volume, path)
-            d[key] = MetaTensor(volume[None], meta=volume.meta)
+            d[key] = self.read(d[key], is_image=key in self.image_keys, reader=reader)
             d[key].meta["original_channel_dim"] = "no_channel"
             if "case" in d:
                 d[key].meta["case"] = d["case"]
         return d
+
+    def read(self, path: str | Path, *, is_image: bool, reader: ImageReader | None = None) -> MetaTensor:
+        """Read one volume.
+
+        Args:
+            path: NIfTI file or DICOM folder.
+            is_image: whether it may be neither constant nor NaN.
+            reader: instead of the one that the path asks for.
+        """
+        own_reader = reader or _reader(path)
+        try:
+            volume = self._loader(path, own_reader)
+        except READ_ERRORS as error:
+            raise ValueError(f"{path}: {_why_unreadable(error)}") from error
+        check_geometry(volume, path)
+        if is_image:
+            check_intensities(volume, path)
+        return MetaTensor(volume[None], meta=volume.meta)
 
 
 def _reader(path: str | Path) -> ImageReader:
@@ -188,34 +198,70 @@ def exchange_labels(label: torch.Tensor, pairs: Sequence[tuple[int, int]]) -> to
 
 
 class RestoreLabelMapd(Invertd):
-    """Bring logits back to the input's own grid and take the winning class there.
+    """Bring logits back to the input's own grid and make the label map there.
 
-    Interpolating logits keeps organ borders smooth where a nearest-neighbour label map shows the network's
-    coarse grid. Classes are restored one at a time against a running maximum, so that three volumes of the
-    input's size are held instead of one per class. Voxels outside the foreground crop become background.
+    Interpolating logits keeps borders smooth where a nearest-neighbour label map shows the network's coarse grid.
+    Channels are restored one at a time, so that three volumes of the input's size are held instead of one per
+    channel. Voxels outside the foreground crop become background.
 
     Args:
         keys: the one key of the logits.
         orig_keys: the one key of the image whose transforms are undone.
         transform: the deterministic preprocessing of that image.
+        regions: where channels are regions that overlap: their class ids, see `scripts.regions.paint_regions`; a
+            voxel belongs to a region where its logit is above 0. None: channels are classes, of which the one
+            with the largest logit wins.
 
     Shape:
         Logits (C, x, y, z) on the network's grid, C up to 256, become class ids (1, X, Y, Z), uint8, on the grid
         of the file.
+
+    Raises:
+        ValueError: there are not as many channels as regions.
     """
 
-    def __init__(self, keys: KeysCollection, *, orig_keys: KeysCollection, transform: Any) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        *,
+        orig_keys: KeysCollection,
+        transform: Any,
+        regions: Regions | None = None,
+    ) -> None:
         super().__init__(keys, transform=transform, orig_keys=orig_keys, nearest_interp=False, device="cpu")
+        self.regions = regions
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         key, orig_key = self.keys[0], self.orig_keys[0]
-        best = classes = restored = None
-        for index, logits in enumerate(data[key]):
-            restored = super().__call__({orig_key: data[orig_key], key: logits[None]})[key]
-            values = restored.as_tensor()
-            if best is None:
-                best, classes = values, torch.zeros(values.shape, dtype=torch.uint8)
-            else:
-                classes[values > best] = index
-                torch.maximum(best, values, out=best)
-        return {**data, key: MetaTensor(classes, meta=restored.meta)}
+        logits, meta = data[key], {}
+
+        def restored(channel: int) -> torch.Tensor:
+            volume = super(RestoreLabelMapd, self).__call__({orig_key: data[orig_key], key: logits[channel][None]})[key]
+            meta.update(volume.meta)
+            return volume.as_tensor()
+
+        if self.regions is None:
+            classes = winning_classes(restored, len(logits))
+        else:
+            check_channels(logits, self.regions)
+            classes = paint_regions(lambda channel: restored(channel) > 0, self.regions)
+        return {**data, key: MetaTensor(classes, meta=meta)}
+
+
+def winning_classes(logits_of: Callable[[int], torch.Tensor], n: int) -> torch.Tensor:
+    """Find the class with the largest logit of each voxel, against a running maximum.
+
+    Args:
+        logits_of: makes the logits of a class; asked for one class at a time.
+        n: number of classes, up to 256.
+
+    Shape:
+        Logits of any shape become class ids of that shape, uint8.
+    """
+    best = logits_of(0)
+    classes = torch.zeros(best.shape, dtype=torch.uint8)
+    for index in range(1, n):
+        values = logits_of(index)
+        classes[values > best] = index
+        torch.maximum(best, values, out=best)
+    return classes

@@ -182,3 +182,30 @@ def test_restoring_keeps_the_name_of_the_case_through_a_data_loader(tmp_path):
     data = {"image": batch["image"][0], "pred": MetaTensor(torch.rand(2, *data["image"].shape[1:]))}
     restored = RestoreLabelMapd("pred", orig_keys="image", transform=preprocessing)(data)["pred"]
     assert restored.meta["case"] == "p 7"
+
+
+REGIONS = {"TC": [1, 3], "WT": [1, 2, 3], "ET": [3]}
+
+
+def test_restored_regions_equal_those_of_all_restored_logits(tmp_path):
+    preprocessing = pipeline()
+    data = preprocessing({"image": blob_image(tmp_path / "a.nii.gz")})
+    logits = ndimage.gaussian_filter(np.random.default_rng(2).normal(size=(3, *data["image"].shape[1:])), (0, 2, 2, 2))
+    logits.sort(axis=0)
+    data["pred"] = MetaTensor(torch.from_numpy(logits[[1, 2, 0]].copy()).float())  # ET < TC < WT: nested
+    ours = RestoreLabelMapd("pred", orig_keys="image", transform=preprocessing, regions=REGIONS)(data)["pred"]
+    oracle = Invertd("pred", orig_keys="image", transform=preprocessing, nearest_interp=False)(data)["pred"] > 0
+    assert ours.shape == (1, 20, 18, 16)
+    assert ours.dtype == torch.uint8
+    assert set(ours.unique().tolist()) == {0, 1, 2, 3}
+    for mask, class_ids in zip(oracle, REGIONS.values(), strict=True):
+        np.testing.assert_array_equal(torch.isin(ours[0].as_tensor(), torch.tensor(class_ids)), mask)
+    np.testing.assert_allclose(ours.affine, OBLIQUE, atol=1e-5)
+
+
+def test_restoring_refuses_other_than_a_channel_per_region(tmp_path):
+    preprocessing = pipeline()
+    data = preprocessing({"image": blob_image(tmp_path / "a.nii.gz")})
+    data["pred"] = MetaTensor(torch.zeros(4, *data["image"].shape[1:]))
+    with pytest.raises(ValueError, match=r"4 channels for the regions \['TC', 'WT', 'ET'\]"):
+        RestoreLabelMapd("pred", orig_keys="image", transform=preprocessing, regions=REGIONS)(data)
