@@ -20,10 +20,13 @@ logger = logging.getLogger(__name__)
 
 
 def save(content: Any, path: Path) -> None:
-    """Write `content` with `torch.save` under a temporary name, then rename it to `path`."""
+    """Write `content` with `torch.save` under a temporary name, then rename it to `path`.
+
+    The same content gives the same bytes: given a path, torch would write the temporary name into the file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
 
 
 class BestCheckpoint:

@@ -5,25 +5,80 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-ORGANS: dict[int, str] = dict(
-    enumerate(
-        """
-        spleen kidney_right kidney_left gallbladder liver stomach pancreas adrenal_gland_right adrenal_gland_left
-        lung_upper_lobe_left lung_lower_lobe_left lung_upper_lobe_right lung_middle_lobe_right lung_lower_lobe_right
-        esophagus trachea thyroid_gland intestine duodenum rib urinary_bladder prostate sacrum heart aorta
-        pulmonary_vein brachiocephalic_trunk subclavian_artery_right subclavian_artery_left
-        common_carotid_artery_right common_carotid_artery_left brachiocephalic_vein_left brachiocephalic_vein_right
-        atrial_appendage_left superior_vena_cava inferior_vena_cava portal_vein_and_splenic_vein
-        iliac_artery_left iliac_artery_right iliac_vena_left iliac_vena_right humerus_left humerus_right
-        scapula_left scapula_right clavicula_left clavicula_right femur_left femur_right hip_left hip_right
-        spinal_cord gluteus_maximus_left gluteus_maximus_right gluteus_medius_left gluteus_medius_right
-        gluteus_minimus_left gluteus_minimus_right autochthon_left autochthon_right iliopsoas_left iliopsoas_right
-        sternum costal_cartilages subcutaneous_fat muscle inner_fat IVD vertebra_body vertebra_posterior_elements
-        spinal_channel bone_other
-        """.split(),
-        start=1,
-    )
-)
+ORGANS: dict[int, str] = {
+    1: "spleen",
+    2: "kidney_right",
+    3: "kidney_left",
+    4: "gallbladder",
+    5: "liver",
+    6: "stomach",
+    7: "pancreas",
+    8: "adrenal_gland_right",
+    9: "adrenal_gland_left",
+    10: "lung_upper_lobe_left",
+    11: "lung_lower_lobe_left",
+    12: "lung_upper_lobe_right",
+    13: "lung_middle_lobe_right",
+    14: "lung_lower_lobe_right",
+    15: "esophagus",
+    16: "trachea",
+    17: "thyroid_gland",
+    18: "intestine",
+    19: "duodenum",
+    20: "rib",
+    21: "urinary_bladder",
+    22: "prostate",
+    23: "sacrum",
+    24: "heart",
+    25: "aorta",
+    26: "pulmonary_vein",
+    27: "brachiocephalic_trunk",
+    28: "subclavian_artery_right",
+    29: "subclavian_artery_left",
+    30: "common_carotid_artery_right",
+    31: "common_carotid_artery_left",
+    32: "brachiocephalic_vein_left",
+    33: "brachiocephalic_vein_right",
+    34: "atrial_appendage_left",
+    35: "superior_vena_cava",
+    36: "inferior_vena_cava",
+    37: "portal_vein_and_splenic_vein",
+    38: "iliac_artery_left",
+    39: "iliac_artery_right",
+    40: "iliac_vena_left",
+    41: "iliac_vena_right",
+    42: "humerus_left",
+    43: "humerus_right",
+    44: "scapula_left",
+    45: "scapula_right",
+    46: "clavicula_left",
+    47: "clavicula_right",
+    48: "femur_left",
+    49: "femur_right",
+    50: "hip_left",
+    51: "hip_right",
+    52: "spinal_cord",
+    53: "gluteus_maximus_left",
+    54: "gluteus_maximus_right",
+    55: "gluteus_medius_left",
+    56: "gluteus_medius_right",
+    57: "gluteus_minimus_left",
+    58: "gluteus_minimus_right",
+    59: "autochthon_left",
+    60: "autochthon_right",
+    61: "iliopsoas_left",
+    62: "iliopsoas_right",
+    63: "sternum",
+    64: "costal_cartilages",
+    65: "subcutaneous_fat",
+    66: "muscle",
+    67: "inner_fat",
+    68: "IVD",
+    69: "vertebra_body",
+    70: "vertebra_posterior_elements",
+    71: "spinal_channel",
+    72: "bone_other",
+}
 """Label id to organ, as VIBESegmentator (formerly TotalVibeSegmentator) writes them; 20 is unused in UKBOB's labels,
 its newer models find ribs in CT."""
 

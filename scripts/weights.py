@@ -69,6 +69,8 @@ def check_state_dict(network: torch.nn.Module, state: _State, path: str | Path) 
     Raises:
         ValueError: any name or shape differs, or the weights were trained with another patch merging.
     """
+    if hasattr(network, "refuse_state"):  # some networks know better than their tensors' shapes what is not theirs
+        network.refuse_state(state, path)
     _require_same_tensors(_without_markers(state), _without_markers(network.state_dict()), path)
     _refuse_legacy_file(network, state, path)
     if is_legacy(network.state_dict()) and not is_legacy(state):

@@ -81,7 +81,7 @@ def fit_thresholds(
     """
     if rule == "ranges":
         features, votes = ("sphericity", "volume_mm3", "components"), 1
-    needed = _check(rule, features=features, votes=votes, epsilon_percent=epsilon_percent)
+    needed = subjects_needed(rule=rule, features=features, votes=votes, epsilon_percent=epsilon_percent)
     factors = {"percentile": epsilon_percent / 100, "iqr": iqr_factor, "mad": mad_factor, "ranges": 0.0}
     bounds = partial(_BOUNDS[rule], factor=factors[rule])
     low, high = (np.full((len(organs), len(FEATURES)), bound) for bound in (-np.inf, np.inf))
@@ -99,8 +99,14 @@ def fit_thresholds(
     return Thresholds(organs, low, high, quantiles, subjects, np.isin(FEATURES, features), votes)
 
 
-def _check(rule: str, *, features: Sequence[str], votes: int, epsilon_percent: float) -> int:
-    """Return the subjects that the rule needs of an organ."""
+def subjects_needed(
+    *, rule: str, features: Sequence[str] = SHAPE, votes: int = 2, epsilon_percent: float = 2.0, **_: float
+) -> int:
+    """Check the options of `fit_thresholds` and return how many subjects the rule needs of an organ.
+
+    Raises:
+        ValueError: an option is out of its range.
+    """
     if rule not in _BOUNDS:
         raise ValueError(f"rule is {rule!r}: give one of {', '.join(_BOUNDS)}.")
     unknown = [name for name in features if name not in FEATURES]

@@ -1,0 +1,159 @@
+"""Dictionary transforms of the label filter: read a label map safely, measure it, write what is left of it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import cc3d
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+
+from scripts.files import StoredVolume, read_nifti
+from scripts.labels import IDS_OF_NAMES
+from scripts.output import SaveLabelMapd
+from scripts.settings import flag
+from scripts.solf.tables import IGNORE, case_features, read_label_table
+
+
+class LoadLabelMapd(MapTransform):
+    """Read label maps as they are stored: NIfTI, whole numbers from 0 to 254, on any grid.
+
+    Args:
+        keys: keys whose values are paths.
+        label_names: JSON file of the maps' own ids to names, where these are not the ids of `scripts.labels`: the
+            organs' names or TotalSegmentator's. What has no counterpart becomes background.
+        allow_missing_keys: skip keys that the case lacks.
+
+    Shape:
+        A file of (X, Y, Z) voxels becomes a MetaTensor (1, X, Y, Z), uint8.
+
+    Raises:
+        ValueError: a file cannot be read whole, or holds other numbers. The message names the file and the mend.
+    """
+
+    def __init__(self, keys: KeysCollection, *, label_names: str | Path = "", allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.new_ids = _new_ids(label_names) if label_names else None
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Read the label maps of a case."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            path = d[key]
+            try:
+                volume = read_nifti(path)
+                labels = _as_uint8(volume)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
+            labels = labels if self.new_ids is None else self.new_ids[labels]
+            meta = {"filename_or_obj": str(path), "case": d.get("case", ""), "original_channel_dim": "no_channel"}
+            d[key] = MetaTensor(torch.from_numpy(labels)[None], affine=volume.affine, meta=meta)
+        return d
+
+
+class LargestComponentsd(MapTransform):
+    """Keep of each label the largest of its components, which touch by face, edge or corner.
+
+    Args:
+        keys: label maps, (1, X, Y, Z).
+        enabled: whether to do anything.
+    """
+
+    def __init__(self, keys: KeysCollection, *, enabled: bool | str = True) -> None:
+        super().__init__(keys)
+        self.enabled = flag(enabled, "largest_component")
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Clean the label maps of a case."""
+        d = dict(data)
+        for key in self.key_iterator(d) if self.enabled else ():
+            d[key] = d[key].clone()
+            d[key][0] = torch.from_numpy(largest_components(d[key][0].numpy()))
+        return d
+
+
+class ShapeFeaturesd(MapTransform):
+    """Measure the labels of a map, for the filter to judge.
+
+    Args:
+        keys: the label map, (1, X, Y, Z) with an affine.
+        label_table: JSON file of the labels; "" for the 72 organs.
+        features_key: key of the result, an (L, C) float64 tensor; see `scripts.solf.tables.case_features`.
+
+    Raises:
+        ValueError: the map cannot be judged. The message names its file.
+    """
+
+    def __init__(self, keys: KeysCollection, *, label_table: str | Path = "", features_key: str = "features") -> None:
+        super().__init__(keys)
+        self.organs, self.features_key = read_label_table(label_table), features_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Add the features of a case."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            try:
+                features = case_features(d[key][0].numpy(), d[key].affine.numpy(), self.organs)
+            except ValueError as error:
+                raise ValueError(f"{d[key].meta.get('filename_or_obj', 'label map')}: {error}") from error
+            d[self.features_key] = torch.from_numpy(features)
+        return d
+
+
+class SaveCleanedd(SaveLabelMapd):
+    """Write cleaned label maps as `<case>_cleaned.nii.gz`, but none of a dropped case, where all voxels are 255."""
+
+    def __init__(self, keys: KeysCollection, *, output_dir: str | Path) -> None:
+        super().__init__(keys, output_dir=output_dir, postfix="cleaned")
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Write the label map of a case."""
+        d = dict(data)
+        dropped = all(bool((d[key] == IGNORE).all()) for key in self.key_iterator(d))
+        return d if dropped else super().__call__(d)
+
+
+def largest_components(label: np.ndarray) -> np.ndarray:
+    """Return a label map with the largest 26-connected component of each label; of equal ones the first.
+
+    Args:
+        label: (I, J, K), of any unsigned type; not changed.
+    """
+    components, count = cc3d.connected_components(label, connectivity=26, return_N=True)
+    sizes = np.bincount(components.ravel(order="K"), minlength=count + 1)
+    owner = np.zeros(count + 1, dtype=label.dtype)
+    owner[components] = label
+    best = {value: np.flatnonzero(owner == value)[np.argmax(sizes[owner == value])] for value in np.unique(owner[1:])}
+    kept = np.zeros(count + 1, dtype=label.dtype)
+    kept[list(best.values())] = list(best)
+    return kept[components]
+
+
+def _as_uint8(volume: StoredVolume) -> np.ndarray:
+    scaled = volume.slope != 1 or volume.inter != 0
+    values = volume.stored * volume.slope + volume.inter if scaled else volume.stored
+    least, most = values.min(), values.max()
+    if not (least >= 0 and most < IGNORE):
+        mend = "255 marks what a filter rejected, give the raw labels" if most == IGNORE else "an image is no label map"
+        raise ValueError(f"holds values from {least:g} to {most:g}, labels are 0 to 254: {mend}.")
+    labels = values.astype(np.uint8)
+    if values.dtype.kind == "f" and not np.array_equal(labels, values):
+        value = values[labels != values].flat[0]
+        raise ValueError(f"holds {value:g}, which is no label: give a label map, resampled as nearest, not an image.")
+    return labels
+
+
+def _new_ids(path: str | Path) -> np.ndarray:
+    """Return the (256,) table from a map's own ids to those of `scripts.labels`."""
+    names = read_label_table(path)
+    known = {label: IDS_OF_NAMES[name] for label, name in names.items() if name in IDS_OF_NAMES}
+    if not known:
+        raise ValueError(f"{path}: none of its {len(names)} names is an organ's or TotalSegmentator's: correct it.")
+    new_ids = np.zeros(256, dtype=np.uint8)
+    new_ids[list(known)] = list(known.values())
+    return new_ids
