@@ -1,0 +1,134 @@
+"""A cohort of label maps with known errors: `python -m tools.label_cohort OUT --subjects 60 --errors 0.05`.
+
+Writes `OUT/labels/NAME.nii.gz`, the maps as an automatic segmentation would leave them, and `OUT/errors.csv`, which of
+their labels are wrong and how. Numbers and names of organs are those of `scripts/labels.py`. The bundle `solf_filter`
+can be tried on it; what it finds on phantoms is no evidence about patients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+
+from scripts.cases import write_table
+from scripts.files import atomic_path
+from scripts.labels import ORGANS
+from tools.label_body import SPACING_MM, draw_label_map
+from tools.label_errors import inject_errors
+
+COLUMNS = ("case", "label", "organ", "kind")
+logger = logging.getLogger(__name__)
+
+
+class Subject(NamedTuple):
+    """One person's label maps.
+
+    Attributes:
+        dirty: (X, Y, Z) uint8, with errors.
+        clean: (X, Y, Z) uint8, the truth.
+        errors: (label, kind) of each label of `dirty` that is wrong, ascending.
+        affine: (4, 4), voxel indices to mm.
+    """
+
+    dirty: np.ndarray
+    clean: np.ndarray
+    errors: list[tuple[int, str]]
+    affine: np.ndarray
+
+
+class Cohort(NamedTuple):
+    """What `make_cohort` wrote.
+
+    Attributes:
+        labels: the maps with errors, by case.
+        truth: the maps without, by case; empty unless asked for.
+        errors: the table of errors.csv.
+    """
+
+    labels: list[Path]
+    truth: list[Path]
+    errors: pd.DataFrame
+
+
+def make_subject(seed: int, index: int, *, error_rate: float) -> Subject:
+    """Make one person's label maps; the body depends on seed and index alone, not on the errors.
+
+    Args:
+        seed: of the cohort; not negative.
+        index: of the person.
+        error_rate: see `tools.label_errors.inject_errors`, which says what counts as an error.
+    """
+    clean, affine = draw_label_map(np.random.default_rng([seed, index, 0]))
+    rng = np.random.default_rng([seed, index, 1])
+    dirty, errors = inject_errors(clean, rate=error_rate, rng=rng, spacing_mm=SPACING_MM)
+    return Subject(dirty, clean, errors, affine)
+
+
+def make_cohort(
+    folder: str | Path, *, subjects: int, error_rate: float = 0.05, seed: int = 0, truth: bool = False
+) -> Cohort:
+    """Write the label maps of a cohort and the list of their errors.
+
+    Args:
+        folder: gets `labels/`, `errors.csv` and, if asked for, `truth/`; made if absent.
+        subjects: number of people; a larger cohort begins with the smaller one's.
+        error_rate: probability that an organ is hit by an error.
+        seed: not negative; the same seed gives the same bytes.
+        truth: write the maps without errors too.
+
+    Raises:
+        ValueError: subjects, error_rate or seed is out of range.
+    """
+    if subjects < 1 or seed < 0:
+        raise ValueError(f"subjects is {subjects} and seed {seed}: give at least 1, and 0 or more.")
+    written: dict[str, list[Path]] = {"labels": [], "truth": []}
+    rows = []
+    for index in range(subjects):
+        case = f"person_{index:04d}"
+        person = make_subject(seed, index, error_rate=error_rate)
+        for name, volume in {"labels": person.dirty, **({"truth": person.clean} if truth else {})}.items():
+            written[name].append(Path(folder) / name / f"{case}.nii.gz")
+            _write_nifti(volume, person.affine, written[name][-1])
+        rows += [(case, label, ORGANS[label], kind) for label, kind in person.errors]
+    errors = pd.DataFrame(rows, columns=list(COLUMNS))
+    write_table(errors, Path(folder) / "errors.csv")
+    return Cohort(written["labels"], written["truth"], errors)
+
+
+def _write_nifti(volume: np.ndarray, affine: np.ndarray, path: Path) -> None:
+    image = nib.Nifti1Image(volume, affine)
+    image.set_sform(affine, "scanner")
+    image.set_qform(affine, "scanner")
+    image.header.set_xyzt_units("mm")
+    with atomic_path(path) as temporary:
+        # nibabel would write the time of day into the gzip header
+        temporary.write_bytes(gzip.compress(image.to_bytes(), compresslevel=6, mtime=0))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tools.label_cohort", description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="folder for the cohort")
+    parser.add_argument("--subjects", type=int, default=60, help="number of people (default: 60)")
+    parser.add_argument("--errors", type=float, default=0.05, help="share of organs that are hit (default: 0.05)")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--truth", action="store_true", help="also write the maps without errors, to OUT/truth")
+    args = parser.parse_args(argv)
+    try:
+        cohort = make_cohort(args.out, subjects=args.subjects, error_rate=args.errors, seed=args.seed, truth=args.truth)
+    except ValueError as error:
+        parser.error(str(error))
+    logger.info("%s: %d label maps, %d wrong labels", args.out, len(cohort.labels), len(cohort.errors))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    main()

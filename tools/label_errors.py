@@ -1,0 +1,235 @@
+"""Errors of an automatic segmentation, injected into a true label map at places that are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy import ndimage
+
+from scripts.labels import ORGANS, left_right_pairs
+from tools.label_anatomy import TISSUES
+
+WRONG_BELOW_DICE = 0.9
+"""A label is erroneous where its Dice with the true label is lower, whether it was aimed at or only lost voxels."""
+
+OVERWRITTEN = "overwritten"
+LEAST_VOXELS = 8  # a label has, to be aimed at
+NEAR = 5  # organs that one may be taken for
+
+PARTNERS = {
+    label: other
+    for pair in left_right_pairs({str(label): name for label, name in ORGANS.items()})
+    for label, other in (pair, pair[::-1])
+}
+
+
+def inject_errors(
+    clean: np.ndarray, *, rate: float, rng: np.random.Generator, spacing_mm: Sequence[float]
+) -> tuple[np.ndarray, list[tuple[int, str]]]:
+    """Spoil labels of a map.
+
+    Every organ but skin, muscle and inner fat is hit with the probability `rate`, by an error of any kind with the
+    same chance; `swapped` only where the organ has a partner. Voxels that a label loses become background, voxels that
+    it gains are its neighbours'.
+
+    Args:
+        clean: true labels, ids of `ORGANS`; unchanged.
+        rate: 0 to 1. Exchanges hit two labels, so that somewhat more of them are erroneous.
+        rng: source of randomness.
+        spacing_mm: voxel size, (3,).
+
+    Returns:
+        The spoilt map, and (label, kind) of each of its labels whose Dice with the true one is below 0.9, ascending.
+        Kinds are those of `KINDS`, and `overwritten`: what lost voxels to another label's error. A label that
+        vanished is not listed, since there is nothing to judge.
+
+    Shape:
+        clean: (X, Y, Z).
+
+    Raises:
+        ValueError: rate is not within 0 to 1.
+    """
+    if not 0 <= rate <= 1:
+        raise ValueError(f"the error rate is {rate}: give 0 to 1.")
+    counts = np.bincount(clean.ravel(), minlength=max(ORGANS) + 1)
+    intact = [label for label in ORGANS if label not in TISSUES and counts[label] >= LEAST_VOXELS]
+    dirty, aimed_at = clean.copy(), dict[int, str]()
+    for label in [label for label in intact if rng.random() < rate]:
+        if label in aimed_at or np.count_nonzero(dirty == label) < LEAST_VOXELS:
+            continue
+        kinds = [kind for kind in KINDS if kind != "swapped" or PARTNERS.get(label) in intact]
+        kind = str(rng.choice(kinds))
+        hit = spoil(dirty, label, kind, rng=rng, spacing_mm=spacing_mm, others=intact)
+        aimed_at |= dict.fromkeys(hit, kind)
+        intact = [label for label in intact if label not in hit]
+    wrong = [label for label, dice in label_dice(dirty, clean).items() if dice < WRONG_BELOW_DICE]
+    return dirty, [(label, aimed_at.get(label, OVERWRITTEN)) for label in wrong if (dirty == label).any()]
+
+
+def spoil(
+    label: np.ndarray,
+    value: int,
+    kind: str,
+    *,
+    rng: np.random.Generator,
+    spacing_mm: Sequence[float],
+    others: Sequence[int],
+) -> tuple[int, ...]:
+    """Spoil one label of a map in place.
+
+    Args:
+        label: ids of `ORGANS`.
+        value: the label to hit.
+        kind: one of `KINDS`.
+        rng: source of randomness.
+        spacing_mm: voxel size, (3,).
+        others: labels that it may be exchanged with.
+
+    Returns:
+        The labels aimed at: two for exchanges.
+
+    Shape:
+        label: (X, Y, Z).
+    """
+    spacing = np.asarray(spacing_mm, dtype=float)
+    if kind == "swapped":
+        return _exchange(label, value, PARTNERS[value])
+    if kind == "wrong organ":
+        near = _nearest(label, value, spacing, [k for k in others if k not in (value, PARTNERS.get(value))])
+        return _exchange(label, value, int(rng.choice(near))) if near else ()
+    KINDS[kind](label, value, rng, spacing)
+    return (value,)
+
+
+def label_dice(label: np.ndarray, truth: np.ndarray) -> dict[int, float]:
+    """Return the Dice of every label but 0 that one of two maps of one shape has, ascending."""
+    n = int(max(label.max(initial=0), truth.max(initial=0))) + 1
+    own, true = (np.bincount(volume.ravel(), minlength=n) for volume in (label, truth))
+    both = np.bincount(label[label == truth].ravel(), minlength=n)
+    return {int(k): float(2 * both[k] / (own[k] + true[k])) for k in np.flatnonzero(own + true) if k}
+
+
+def _half(label: np.ndarray, value: int, rng: np.random.Generator, spacing_mm: np.ndarray) -> None:
+    """Cut off 40 to 60 % by a plane, mostly across the longest axis."""
+    points_mm = np.argwhere(label == value) * spacing_mm
+    axis = np.linalg.eigh(np.cov(points_mm.T))[1][:, 2]
+    _keep(label, value, points_mm @ (rng.choice([-1, 1]) * axis + 0.3 * _direction(rng)), rng.uniform(0.4, 0.6))
+
+
+def _leak(label: np.ndarray, value: int, rng: np.random.Generator, spacing_mm: np.ndarray) -> None:
+    """Bulge into one neighbour by 35 to 100 % of the label's volume."""
+    mask = label == value
+    box = _box(mask)
+    near = label[box][ndimage.binary_dilation(mask[box])]
+    touching = np.bincount(near[(near > 0) & (near != value)], minlength=1)
+    if touching.any():
+        neighbour = rng.choice(len(touching), p=touching / touching.sum())
+        seam = np.argwhere(ndimage.binary_dilation(mask[box]) & (label[box] == neighbour))
+        start = rng.choice(seam) + [part.start for part in box]
+        _bulge(label, value, start, label == neighbour, round(rng.uniform(0.35, 1) * mask.sum()), spacing_mm)
+
+
+def _fragments(label: np.ndarray, value: int, rng: np.random.Generator, spacing_mm: np.ndarray) -> None:
+    """Keep 40 to 65 % in patches, and add two to four islands of 3 to 8 % each anywhere in the body."""
+    mask = label == value
+    box, voxels = _box(mask), int(mask.sum())
+    patch_mm = 0.15 * np.cbrt(voxels * spacing_mm.prod())
+    noise = ndimage.gaussian_filter(rng.standard_normal(mask[box].shape), patch_mm / spacing_mm)
+    _keep(label, value, noise[mask[box]], rng.uniform(0.4, 0.65))
+    body = np.flatnonzero(label)
+    for _ in range(rng.integers(2, 5)):
+        start = np.array(np.unravel_index(rng.choice(body), label.shape))
+        allowed = (label > 0) & (label != value)
+        _bulge(label, value, start, allowed, max(1, round(rng.uniform(0.03, 0.08) * voxels)), spacing_mm)
+
+
+def _shifted(label: np.ndarray, value: int, rng: np.random.Generator, spacing_mm: np.ndarray) -> None:
+    """Move it along a random direction, until no more than 20 to 80 % of it overlaps with where it was."""
+    mask, direction, most = label == value, _direction(rng), rng.uniform(0.2, 0.8)
+    voxels = np.argwhere(mask)
+    for distance_mm in range(3, 200, 3):
+        moved = voxels + np.rint(distance_mm * direction / spacing_mm).astype(int)
+        moved = tuple(moved[((moved >= 0) & (moved < label.shape)).all(axis=1)].T)
+        if mask[moved].sum() <= most * len(voxels):
+            break
+    label[mask] = 0
+    label[moved] = value
+
+
+def _eroded(label: np.ndarray, value: int, rng: np.random.Generator, spacing_mm: np.ndarray) -> None:
+    """Peel the surface off, more on one side, until 40 to 75 % is left."""
+    mask = label == value
+    inner = mask[_box(mask)]
+    depth_mm = ndimage.distance_transform_edt(np.pad(inner, 1), sampling=spacing_mm)[1:-1, 1:-1, 1:-1]
+    _keep(label, value, (depth_mm + _slope(inner.shape, rng, spacing_mm))[inner], rng.uniform(0.4, 0.75))
+
+
+def _dilated(label: np.ndarray, value: int, rng: np.random.Generator, spacing_mm: np.ndarray) -> None:
+    """Swell on all sides within the body, more on one, by 35 to 100 % of the label's volume."""
+    mask = label == value
+    box = _box(mask, margin=8)
+    distance_mm = ndimage.distance_transform_edt(~mask[box], sampling=spacing_mm)
+    distance_mm += _slope(distance_mm.shape, rng, spacing_mm)
+    allowed = (label[box] > 0) & ~mask[box]
+    nearest = np.argsort(distance_mm[allowed], kind="stable")[: round(rng.uniform(0.35, 1) * mask.sum())]
+    label[box][tuple(np.argwhere(allowed)[nearest].T)] = value
+
+
+KINDS: dict[str, Callable[[np.ndarray, int, np.random.Generator, np.ndarray], None]] = {
+    "missing half": _half,
+    "leak": _leak,
+    "fragments": _fragments,
+    "swapped": lambda *_: None,  # `spoil` exchanges labels
+    "wrong organ": lambda *_: None,
+    "shifted": _shifted,
+    "eroded": _eroded,
+    "dilated": _dilated,
+}
+
+
+def _exchange(label: np.ndarray, one: int, other: int) -> tuple[int, int]:
+    masks = label == one, label == other
+    label[masks[0]], label[masks[1]] = other, one
+    return one, other
+
+
+def _nearest(label: np.ndarray, value: int, spacing_mm: np.ndarray, others: Sequence[int]) -> list[int]:
+    """Return those of the labels whose centroids lie nearest to that of `value`."""
+    here_mm = np.argwhere(label == value).mean(axis=0) * spacing_mm
+    there_mm = np.array(ndimage.center_of_mass(np.ones_like(label), label, list(others))).reshape(-1, 3) * spacing_mm
+    distance_mm = np.nan_to_num(np.linalg.norm(there_mm - here_mm, axis=1), nan=np.inf)
+    return [others[n] for n in np.argsort(distance_mm, kind="stable")[:NEAR] if np.isfinite(distance_mm[n])]
+
+
+def _keep(label: np.ndarray, value: int, score: np.ndarray, share: float) -> None:
+    """Keep the `share` of a label with the highest scores, which are in the order of its voxels."""
+    own = np.argwhere(label == value)
+    lost = np.argsort(score, kind="stable")[: round(len(own) * (1 - share))]
+    label[tuple(own[lost].T)] = 0
+
+
+def _bulge(
+    label: np.ndarray, value: int, start: np.ndarray, allowed: np.ndarray, voxels: int, spacing_mm: np.ndarray
+) -> None:
+    """Give a label the `allowed` voxels that lie nearest to `start`."""
+    free = np.argwhere(allowed)
+    distance_mm = np.linalg.norm((free - start) * spacing_mm, axis=1)
+    label[tuple(free[np.argsort(distance_mm, kind="stable")[:voxels]].T)] = value
+
+
+def _box(mask: np.ndarray, *, margin: int = 1) -> tuple[slice, ...]:
+    """Return the box of a mask with a margin, within the volume."""
+    bounds = ndimage.find_objects(mask.view(np.uint8))[0]
+    return tuple(slice(max(0, part.start - margin), part.stop + margin) for part in bounds)
+
+
+def _direction(rng: np.random.Generator) -> np.ndarray:
+    vector = rng.standard_normal(3)
+    return vector / np.linalg.norm(vector)
+
+
+def _slope(shape: Sequence[int], rng: np.random.Generator, spacing_mm: np.ndarray) -> np.ndarray:
+    """Return mm that rise by about a voxel across a box, so that ranks of equal distance are settled by side."""
+    direction = _direction(rng) * spacing_mm.mean() / max(shape)
+    return sum(d * index for d, index in zip(direction, np.ogrid[tuple(slice(n) for n in shape)], strict=True))
