@@ -127,7 +127,8 @@ class LabelFilter(nn.Module):
             The cleaned maps, of the type of `label`.
         """
         cleaned = torch.empty_like(label)
-        affines = np.asarray(getattr(label, "affine", torch.eye(4))).reshape(-1, 4, 4)
+        affine = np.asarray(getattr(label, "affine", torch.eye(4)))
+        affines = np.broadcast_to(affine, (len(label), 4, 4))  # a batch has one each, a single case one
         for n, volume in enumerate(label):
             array = volume[0].cpu().numpy().astype(np.uint8, copy=False)
             if array.any():  # nothing to judge in an empty map

@@ -1,0 +1,122 @@
+import re
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from scripts.checkpoints import save
+from scripts.labels import ORGANS
+from scripts.solf.filter import LabelFilter
+from scripts.solf.tables import cohort_table
+from scripts.solf.thresholds import judge
+from scripts.weights import load_weights
+from tests.scripts.solf.conftest import AFFINE, small_map
+
+
+@pytest.fixture
+def label_filter(fitted):
+    def make(**options):
+        network = LabelFilter(**options)
+        network.thresholds = fitted
+        return network
+
+    return make
+
+
+def batch(*maps):
+    return MetaTensor(torch.from_numpy(np.stack(maps)[:, None]), affine=torch.from_numpy(AFFINE))
+
+
+@pytest.mark.parametrize(("rejected", "value"), [("ignore", 255), ("background", 0), ("drop_case", 255)])
+def test_rejected_label_becomes_what_was_chosen_and_the_others_stay(label_filter, rejected, value):
+    label = small_map(5, half=[2])
+    cleaned = label_filter(rejected=rejected, drop_share=0.5)(batch(label))[0, 0].numpy()
+    np.testing.assert_array_equal(cleaned, np.where(label == 2, value, label))
+
+
+def test_case_with_too_many_rejected_labels_is_dropped(label_filter, cohort):
+    label = small_map(5, half=[2])
+    assert (label_filter(rejected="drop_case", drop_share=0.3)(batch(label)) == 255).all()
+    decisions = label_filter(rejected="drop_case", drop_share=0.3).decide(cohort["s05"])
+    assert decisions.set_index("organ")["decision"].to_dict() == {
+        "kidney_right": "reject",
+        "kidney_left": "drop",
+        "muscle": "drop",
+    }
+    assert decisions["reason"].iloc[1] == "33% of the case's labels are rejected"
+
+
+def test_shares_are_counted_case_by_case(label_filter, cohort, fitted):
+    network = label_filter(rejected="drop_case", drop_share=0.3)
+    both = network.with_drops(judge(cohort_table([(c, cohort[c]) for c in ("s05", "s07")], ORGANS), fitted))
+    assert both.groupby("case")["decision"].agg(lambda d: "drop" in set(d)).to_dict() == {"s05": True, "s07": False}
+
+
+def test_features_that_are_known_give_the_same_map(label_filter, cohort):
+    label = batch(small_map(5, half=[2]), small_map(7))
+    features = torch.from_numpy(np.stack([cohort["s05"], cohort["s07"]]))
+    assert torch.equal(label_filter()(label), label_filter()(label, features))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.float32])
+def test_output_has_the_type_and_affine_of_the_input(label_filter, dtype):
+    label = batch(small_map(5, half=[2])).to(dtype)
+    cleaned = label_filter()(label)
+    assert cleaned.dtype == dtype and cleaned.max() == 255
+    np.testing.assert_allclose(cleaned.affine, AFFINE)
+
+
+def test_input_is_not_changed(label_filter):
+    label = batch(small_map(5, half=[2]))
+    before = label.clone()
+    label_filter()(label)
+    assert torch.equal(label, before)
+
+
+def test_spacing_counts(label_filter):
+    """Shape features are in mm: the same voxels on a squeezed grid are another shape."""
+    label = batch(small_map(7))
+    squeezed = MetaTensor(label.as_tensor(), affine=torch.diag(torch.tensor([4.0, 4.0, 1.0, 1.0])))
+    assert not (label_filter()(label) == 255).any()
+    assert (label_filter()(squeezed) == 255).any()
+
+
+def test_thresholds_travel_in_the_weights(label_filter, fitted, tmp_path):
+    save(label_filter().state_dict(), tmp_path / "model.pt")
+    network = LabelFilter()
+    load_weights(network, tmp_path / "model.pt")
+    for name in ("low", "high", "quantiles", "subjects", "voting"):
+        np.testing.assert_array_equal(getattr(network.thresholds, name), getattr(fitted, name))
+    assert network.thresholds.votes == 2 and network.thresholds.features == fitted.features
+
+
+def test_same_thresholds_give_the_same_file(label_filter, tmp_path):
+    for name in ("a.pt", "b.pt"):
+        save(label_filter().state_dict(), tmp_path / name)
+    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
+
+
+@pytest.mark.parametrize("table", [{"1": "spleen"}, {str(n): f"x{n}" for n in range(1, 73)}])
+def test_thresholds_of_another_label_table_are_refused(label_filter, json_file, tmp_path, table):
+    save(label_filter().state_dict(), tmp_path / "model.pt")
+    network = LabelFilter(label_table=json_file(table))
+    with pytest.raises(ValueError, match=re.escape(f"another label table than these {len(table)} labels")):
+        load_weights(network, tmp_path / "model.pt")
+
+
+def test_filter_without_thresholds_refuses_to_judge():
+    with pytest.raises(ValueError, match="has no thresholds yet: run training"):
+        LabelFilter()(batch(small_map(0)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rejected": "delete"}, "rejected is 'delete': give one of ignore, background, drop_case."),
+        ({"drop_share": 1.5}, "drop_share is 1.5: give a share from 0 to 1."),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        LabelFilter(**options)

@@ -1,0 +1,134 @@
+import logging
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from scripts.solf.fitting import fit_thresholds
+from scripts.solf.thresholds import FEATURES, SHAPE, judge, readable
+
+ORGANS = {1: "spleen", 3: "kidney_left"}
+
+
+def table(n=101, seed=0, labels=(1, 3)):
+    rng = np.random.default_rng(seed)
+    parts = [pd.DataFrame({"label": k, **{f: rng.lognormal(0, 0.3, n) for f in FEATURES}}) for k in labels]
+    return pd.concat(parts, ignore_index=True)
+
+
+def bounds(thresholds, organ, feature):
+    at = list(thresholds.organs).index(organ), FEATURES.index(feature)
+    return thresholds.low[at], thresholds.high[at]
+
+
+def test_percentile_thresholds_are_the_quantiles_of_each_organ():
+    cohort = table()
+    fitted = fit_thresholds(cohort, organs=ORGANS, epsilon_percent=5)
+    for organ in ORGANS:
+        for feature in SHAPE:
+            values = cohort.loc[cohort["label"] == organ, feature]
+            assert bounds(fitted, organ, feature) == pytest.approx(tuple(values.quantile([0.05, 0.95])))
+
+
+def test_epsilon_percent_of_a_cohort_is_outside_at_each_end():
+    cohort = table(1000, labels=[1])
+    fitted = fit_thresholds(cohort, organs=ORGANS, features=["sphericity"], votes=1, epsilon_percent=2)
+    assert (judge(cohort, fitted)["decision"] == "reject").sum() == 40
+
+
+def test_iqr_thresholds_are_tukeys_fences():
+    cohort = table()
+    fitted = fit_thresholds(cohort, organs=ORGANS, rule="iqr", iqr_factor=2)
+    low, high = cohort.loc[cohort["label"] == 3, "eccentricity"].quantile([0.25, 0.75])
+    assert bounds(fitted, 3, "eccentricity") == pytest.approx((low - 2 * (high - low), high + 2 * (high - low)))
+
+
+@pytest.mark.parametrize("feature", ["sphericity", "volume_mm3"])
+def test_mad_thresholds_are_robust_standard_deviations_of_logarithms_where_values_are_skewed(feature):
+    cohort = table()
+    fitted = fit_thresholds(cohort, organs=ORGANS, rule="mad", features=[feature], votes=1, mad_factor=3)
+    values = cohort.loc[cohort["label"] == 1, feature]
+    values = np.log(values) if feature == "volume_mm3" else values
+    reach = 3 * 1.4826 * (values - values.median()).abs().median()
+    expected = np.array([values.median() - reach, values.median() + reach])
+    expected = np.exp(expected) if feature == "volume_mm3" else expected
+    assert bounds(fitted, 1, feature) == pytest.approx(tuple(expected))
+
+
+def test_mad_of_mostly_equal_values_takes_their_standard_deviation():
+    cohort = table(100, labels=[1]).assign(components=[1] * 90 + [2] * 10)
+    fitted = fit_thresholds(cohort, organs=ORGANS, rule="mad", features=["components"], votes=1, mad_factor=2)
+    assert bounds(fitted, 1, "components")[1] == pytest.approx(np.exp(2 * np.log(cohort["components"]).std(ddof=0)))
+
+
+def test_published_ranges_are_those_of_the_published_code():
+    fitted = fit_thresholds(table(3), organs=ORGANS, rule="ranges")
+    assert fitted.features == ["sphericity", "volume_mm3", "components"] and fitted.votes == 1
+    assert bounds(fitted, 1, "volume_mm3") == (100_000, 300_000)
+    assert bounds(fitted, 1, "sphericity") == (0.3, np.inf)
+    assert bounds(fitted, 1, "components") == (-np.inf, 3)
+    assert bounds(fit_thresholds(table(3, labels=[1]), organs=ORGANS, rule="ranges"), 3, "volume_mm3")[0] == -np.inf
+
+
+def test_only_the_voting_features_have_thresholds():
+    fitted = fit_thresholds(table(), organs=ORGANS, features=["sphericity", "asymmetry"])
+    assert np.isfinite(fitted.low).sum() == np.isfinite(fitted.high).sum() == 4
+    assert fitted.features == ["sphericity", "asymmetry"]
+
+
+def test_missing_values_are_no_part_of_the_cohort():
+    cohort = table(120, labels=[1])
+    cohort.loc[::2, "asymmetry"] = np.nan
+    fitted = fit_thresholds(cohort, organs=ORGANS, features=["asymmetry"], votes=1)
+    assert bounds(fitted, 1, "asymmetry") == pytest.approx(tuple(cohort["asymmetry"].quantile([0.02, 0.98])))
+
+
+def test_organs_with_too_few_subjects_are_named_and_not_judged(caplog):
+    cohort = pd.concat([table(50, labels=[1]), table(49, labels=[3])], ignore_index=True)
+    with caplog.at_level(logging.WARNING):
+        fitted = fit_thresholds(cohort, organs=ORGANS)
+    assert "fewer than 50 subjects have them: kidney_left (49)" in caplog.text
+    assert np.isinf(fitted.low[1]).all() and np.isfinite(fitted.low[0]).any()
+    odd = pd.DataFrame({"label": [3], **dict.fromkeys(FEATURES, [1e9])})
+    assert judge(odd, fitted)[["decision", "reason"]].to_numpy().tolist() == [
+        ["keep", "not judged: too few subjects had it"]
+    ]
+
+
+def test_organ_never_seen_is_kept():
+    fitted = fit_thresholds(table(60, labels=[1]), organs=ORGANS)
+    decided = judge(table(1, labels=[3]), fitted)
+    assert decided["decision"].tolist() == ["keep"] and np.isnan(decided["sphericity_percentile"]).all()
+
+
+def test_readable_thresholds_name_organs_and_hold_no_infinity():
+    fitted = fit_thresholds(table(60, labels=[1]), organs=ORGANS)
+    content = readable(fitted, rule="percentile")
+    assert content["rule"] == "percentile" and content["votes"] == 2
+    assert content["organs"]["1"]["organ"] == "spleen" and content["organs"]["1"]["subjects"] == 60
+    assert content["organs"]["1"]["sphericity"]["low"] < content["organs"]["1"]["sphericity"]["median"]
+    assert content["organs"]["3"]["sphericity"] == {"low": None, "median": None, "high": None}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rule": "sigma"}, "rule is 'sigma': give one of percentile, iqr, mad, ranges."),
+        ({"features": ["size"]}, "features holds ['size']: give some of normalized_volume"),
+        ({"features": []}, "features holds nothing: give some of normalized_volume"),
+        ({"votes": 4}, "votes is 4: give 1 to 3, as many features as vote."),
+        ({"votes": 0}, "votes is 0: give 1 to 3, as many features as vote."),
+        ({"epsilon_percent": 50}, "epsilon_percent is 50: give more than 0 and less than 50."),
+        ({"epsilon_percent": 0}, "epsilon_percent is 0: give more than 0 and less than 50."),
+        ({"epsilon_percent": 0.5}, "the most frequent organ has 101 subjects, the rule needs 200"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fit_thresholds(table(), organs=ORGANS, **options)
+
+
+def test_table_of_other_labels_is_refused():
+    with pytest.raises(ValueError, match=r"labels \[2, 9\] are not in the table of 2 organs"):
+        fit_thresholds(table(60, labels=[1, 2, 9]), organs=ORGANS)

@@ -1,0 +1,140 @@
+import re
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from scripts.labels import ORGANS
+from scripts.solf.tables import case_features
+from scripts.solf.transforms import (
+    LargestComponentsd,
+    LoadLabelMapd,
+    SaveCleanedd,
+    ShapeFeaturesd,
+    largest_components,
+)
+from tests.conftest import SHARED_DATA
+from tests.scripts.solf.conftest import AFFINE, small_map
+
+OBLIQUE = np.array([[0, -2.5, 0, 10], [1.9, 0, 0.6, -5], [-0.6, 0, 1.9, 7], [0, 0, 0, 1.0]])
+
+
+def load(path, **options):
+    return LoadLabelMapd("image", **options)({"image": path, "case": "a"})["image"]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.float32, ">i2"])
+def test_label_maps_of_any_type_are_read_as_uint8_on_their_grid(label_file, dtype):
+    label = small_map(0)
+    volume = load(label_file(label.astype(dtype), affine=OBLIQUE))
+    assert volume.dtype == torch.uint8 and volume.shape == (1, *label.shape)
+    np.testing.assert_array_equal(volume[0].numpy(), label)
+    np.testing.assert_allclose(volume.affine, OBLIQUE, atol=1e-6)
+    assert volume.meta["case"] == "a"
+
+
+def test_scaled_label_maps_are_scaled(tmp_path):
+    image = nib.Nifti1Image(np.array([[[0, 1, 2]]], np.int16), np.eye(4))
+    image.header.set_slope_inter(2, 1)
+    nib.save(image, tmp_path / "scaled.nii")
+    stored = nib.load(tmp_path / "scaled.nii")
+    np.testing.assert_array_equal(load(str(tmp_path / "scaled.nii"))[0], np.asarray(stored.dataobj))
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.full((3, 3, 3), 0.53, np.float32), "holds 0.53, which is no label: give a label map"),
+        (np.full((3, 3, 3), np.nan, np.float32), "holds values from nan to nan, labels are 0 to 254"),
+        (
+            np.full((3, 3, 3), -1, np.int16),
+            "holds values from -1 to -1, labels are 0 to 254: an image is no label map.",
+        ),
+        (np.full((3, 3, 3), 900, np.int16), "labels are 0 to 254: an image is no label map."),
+        (np.full((3, 3, 3), 255, np.uint8), "255 marks what a filter rejected, give the raw labels."),
+        (np.ones((3, 3, 3, 2), np.uint8), "has shape (3, 3, 3, 2), need three dimensions"),
+    ],
+)
+def test_what_is_no_label_map_is_refused_with_its_name(label_file, array, message):
+    path = label_file(array)
+    with pytest.raises(ValueError, match=re.escape(path) + ".*" + re.escape(message)):
+        load(path)
+
+
+def test_names_of_totalsegmentator_become_organs(label_file, json_file):
+    names = json_file({"1": "colon", "2": "vertebrae_L1", "3": "small_bowel", "4": "spleen", "5": "rib_left_3"})
+    volume = load(label_file(np.arange(6, dtype=np.uint8).reshape(1, 2, 3)), label_names=names)
+    assert volume.flatten().tolist() == [0, 18, 0, 18, 1, 20]
+
+
+def test_names_without_any_organ_are_refused(json_file):
+    path = json_file({"1": "hippocampus"})
+    with pytest.raises(ValueError, match=re.escape(f"{path}: none of its 1 names is an organ's")):
+        LoadLabelMapd("image", label_names=path)
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"{SHARED_DATA} is absent")
+@pytest.mark.parametrize(
+    ("folder", "label", "names", "organs"),
+    [
+        ("ct_torso", "label_totalsegmentator", "totalsegmentator_ct_classes", 41),
+        ("mr_torso", "label_totalsegmentator_mr", "totalsegmentator_mr_classes", 20),
+    ],
+)
+def test_real_label_maps_of_totalsegmentator_are_measured(folder, label, names, organs):
+    path = str(SHARED_DATA / folder / f"{label}.nii.gz")
+    item = LoadLabelMapd("image", label_names=SHARED_DATA / folder / f"{names}.json")({"image": path})
+    features = ShapeFeaturesd("image")(item)["features"]
+    assert (~torch.isnan(features[:, 0])).sum() == organs
+
+
+def test_features_are_those_of_the_array(label_file):
+    item = ShapeFeaturesd("image")(LoadLabelMapd("image")({"image": label_file(small_map(1))}))
+    np.testing.assert_array_equal(item["features"], case_features(small_map(1), AFFINE, ORGANS))
+
+
+def test_unmeasurable_map_is_refused_with_its_name(label_file):
+    path = label_file(np.zeros((3, 3, 3), np.uint8))
+    with pytest.raises(ValueError, match=re.escape(f"{path}: holds no labels")):
+        ShapeFeaturesd("image")(LoadLabelMapd("image")({"image": path}))
+
+
+def test_sheared_map_is_refused_with_its_name(label_file):
+    sheared = np.array([[2, 0.5, 0, 0], [0, 2, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1.0]])
+    path = label_file(small_map(0), affine=sheared)
+    with pytest.raises(ValueError, match=re.escape(path) + ".*sheared"):
+        ShapeFeaturesd("image")(LoadLabelMapd("image")({"image": path}))
+
+
+def test_largest_component_of_each_label_agrees_with_scipy():
+    label = np.random.default_rng(0).choice(5, (20, 21, 22), p=[0.6, 0.1, 0.1, 0.1, 0.1]).astype(np.uint8)
+    label[:8, :8, :8] = 2
+    ours = largest_components(label)
+    for organ in range(1, 5):
+        parts, _ = ndimage.label(label == organ, structure=np.ones((3, 3, 3)))
+        largest = np.bincount(parts.ravel())[1:].max()
+        kept, count = ndimage.label(ours == organ, structure=np.ones((3, 3, 3)))
+        assert count == 1 and (kept > 0).sum() == largest
+        assert ((ours == organ) <= (label == organ)).all()
+
+
+def test_clean_up_is_off_unless_enabled(label_file):
+    item = LoadLabelMapd("image")({"image": label_file(small_map(0, fragments=[2]))})
+    assert LargestComponentsd("image", enabled="false")(item)["image"] is item["image"]
+    cleaned = LargestComponentsd("image", enabled="true")(item)["image"]
+    np.testing.assert_array_equal(cleaned[0], largest_components(item["image"][0].numpy()))
+    assert (cleaned == 2).sum() < (item["image"] == 2).sum()
+    np.testing.assert_array_equal(cleaned.affine, item["image"].affine)
+
+
+def test_cleaned_map_is_written_but_not_that_of_a_dropped_case(label_file, tmp_path):
+    item = LoadLabelMapd("pred")({"pred": label_file(small_map(0), affine=OBLIQUE), "case": "a"})
+    SaveCleanedd("pred", output_dir=tmp_path / "out")(item)
+    written = nib.load(tmp_path / "out" / "a_cleaned.nii.gz")
+    assert written.get_data_dtype() == np.uint8 and written.shape == small_map(0).shape
+    np.testing.assert_allclose(written.affine, OBLIQUE, atol=1e-6)
+    item["pred"].fill_(255)
+    SaveCleanedd("pred", output_dir=tmp_path / "none")(item)
+    assert not (tmp_path / "none").exists()
