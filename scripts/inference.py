@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections.abc import Hashable, Mapping
 from pathlib import Path
@@ -13,7 +12,8 @@ from monai.data import Dataset
 from monai.engines import SupervisedEvaluator
 
 from scripts.errors import reason
-from scripts.files import atomic_path, require_writable
+from scripts.failures import failure_message, write_failures
+from scripts.files import require_writable
 
 logger = logging.getLogger(__name__)
 
@@ -65,11 +65,7 @@ class CaseEvaluator(SupervisedEvaluator):
     def run(self) -> None:
         """Segment all cases and write `failed.csv`, or remove that of an earlier run."""
         super().run()
-        path = self.output_dir / "failed.csv"
-        path.unlink(missing_ok=True)
-        if self.failures:
-            with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
-                csv.writer(file).writerows([("case", "reason"), *self.failures.items()])
+        write_failures(self.output_dir, self.failures)
 
     def exit_if_failed(self) -> None:
         """End the program with exit code 1 and the reasons when cases failed.
@@ -78,6 +74,4 @@ class CaseEvaluator(SupervisedEvaluator):
             SystemExit: at least one case failed.
         """
         if self.failures:
-            total = self.state.epoch_length
-            lines = [f"  {case}: {why}" for case, why in self.failures.items()]
-            raise SystemExit("\n".join([f"{len(lines)} of {total} cases failed:", *lines]))
+            raise SystemExit(failure_message(self.failures, self.state.epoch_length))

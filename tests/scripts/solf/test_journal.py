@@ -1,0 +1,193 @@
+import os
+import signal
+import sqlite3
+
+import pytest
+
+from scripts.solf import journal as module
+from scripts.solf.journal import Journal
+
+
+@pytest.fixture
+def cases(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.nii").write_text(name)
+    return [{"case": name, "image": str(tmp_path / f"{name}.nii")} for name in "abc"]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "out" / "journal.sqlite"
+
+
+def fill(path, cases, settings="epsilon 2"):
+    with Journal(path, settings=settings) as journal:
+        for case in cases:
+            journal.put(case, case["case"].encode() * 3)
+
+
+def test_finished_cases_are_known_to_the_next_run(path, cases):
+    fill(path, cases[:2])
+    with Journal(path, settings="epsilon 2") as journal:
+        assert journal.finished(cases) == {"a", "b"}
+        assert journal.finished(cases[1:]) == {"b"}
+
+
+def test_payloads_come_in_the_order_asked_for_without_the_unfinished(path, cases):
+    fill(path, cases[:2])
+    with Journal(path, settings="epsilon 2") as journal:
+        assert list(journal.payloads(reversed(cases))) == [("b", b"bbb"), ("a", b"aaa")]
+
+
+@pytest.mark.parametrize("change", ["size", "mtime", "path", "settings", "gone"])
+def test_other_file_or_settings_are_not_finished_and_replaced(path, cases, change, tmp_path):
+    fill(path, cases)
+    file, settings, case = tmp_path / "a.nii", "epsilon 2", dict(cases[0])
+    if change == "size":
+        before_ns = file.stat().st_mtime_ns
+        file.write_text("longer")
+        os.utime(file, ns=(before_ns, before_ns))
+    elif change == "mtime":
+        os.utime(file, ns=(1, 1))
+    elif change == "gone":
+        file.unlink()
+    elif change == "path":
+        case["image"] = str(tmp_path / "b.nii")
+    else:
+        settings = "epsilon 3"
+    with Journal(path, settings=settings) as journal:
+        assert journal.finished([case]) == set()
+        assert list(journal.payloads([case])) == []
+        journal.put(case, b"new")
+        assert list(journal.payloads([case])) == [("a", b"new")]
+    with Journal(path, settings=settings) as journal:
+        assert journal.finished([case]) == {"a"}
+
+
+def test_file_that_changes_while_it_is_read_is_done_again(path, cases, tmp_path):
+    with Journal(path, settings="") as journal:
+        journal.finished(cases)
+        (tmp_path / "a.nii").write_text("changed before the function returned")
+        journal.put(cases[0], b"of the old or the new?")
+    with Journal(path, settings="") as journal:
+        assert journal.finished(cases) == set()
+
+
+def killed_child(function):
+    pid = os.fork()
+    if pid == 0:
+        function()
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def test_killed_process_keeps_what_was_committed_and_nothing_else(path, cases):
+    def child():
+        journal = Journal(path, settings="")
+        journal.put(cases[0], b"1")
+        journal.commit()
+        journal.put(cases[1], b"2")
+
+    killed_child(child)
+    with Journal(path, settings="") as journal:
+        assert journal.finished(cases) == {"a"}
+
+
+def test_cases_are_committed_when_a_second_has_passed(path, cases, monkeypatch):
+    def child():
+        journal = Journal(path, settings="")
+        journal.put(cases[0], b"1")
+        now = module.time.monotonic()
+        monkeypatch.setattr(module.time, "monotonic", lambda: now + 1)
+        journal.put(cases[1], b"2")
+        journal.put(cases[2], b"3")
+
+    killed_child(child)
+    with Journal(path, settings="") as journal:
+        assert journal.finished(cases) == {"a", "b"}
+
+
+def test_error_in_a_run_keeps_its_finished_cases(path, cases):
+    with pytest.raises(KeyboardInterrupt), Journal(path, settings="") as journal:
+        journal.put(cases[0], b"1")
+        raise KeyboardInterrupt
+    with Journal(path, settings="") as journal:
+        assert journal.finished(cases) == {"a"}
+
+
+def test_finished_cases_are_found_without_reading_payloads(path, cases):
+    fill(path, cases)
+    plan = sqlite3.connect(path).execute("EXPLAIN QUERY PLAN SELECT name, stamp FROM cases").fetchall()
+    assert "COVERING INDEX stamps" in str(plan)
+
+
+def test_second_run_in_the_same_folder_is_refused(path, cases):
+    with Journal(path, settings="") as journal:
+        journal.put(cases[0], b"1")
+        with pytest.raises(ValueError, match=r"journal\.sqlite: another run works in this folder; wait for its end"):
+            Journal(path, settings="")
+        journal.put(cases[1], b"2")
+    with Journal(path, settings="") as journal:
+        assert journal.finished(cases) == {"a", "b"}
+
+
+def test_second_process_is_refused_while_the_first_one_lives(path, cases):
+    def child():
+        try:
+            Journal(path, settings="")
+        except ValueError:
+            path.with_name("refused").touch()
+
+    with Journal(path, settings=""):
+        killed_child(child)
+    assert path.with_name("refused").exists()
+
+
+def foreign(path):
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE cases (name)")
+
+
+def other_version(path):
+    Journal(path, settings="").close()
+    with sqlite3.connect(path) as database:
+        database.execute("PRAGMA user_version = 9")
+
+
+def truncated(path):
+    fill(path, [{"case": str(n), "image": str(n)} for n in range(200)])
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flipped(path):
+    fill(path, [{"case": "a", "image": "x"}])
+    path.write_bytes(path.read_bytes().replace(b"aaa", b"aab"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.write_bytes(b"not a database" * 100), "is damaged (file is not a database); delete it, and"),
+        (truncated, "the journal of finished cases is damaged (database disk image is malformed); delete it"),
+        (flipped, 'is damaged (the case "a" has another checksum); delete it, and all cases are done again.'),
+        (foreign, "is no journal of this version; move the file away, or set another output folder."),
+        (other_version, "is no journal of this version"),
+        (lambda path: path.mkdir(), "cannot be written (unable to open database file); free some space or set another"),
+    ],
+)
+def test_file_that_is_no_journal_is_named_with_the_mend(path, spoil, message):
+    path.parent.mkdir()
+    spoil(path)
+    with pytest.raises(ValueError) as error, Journal(path, settings="epsilon 2") as journal:  # noqa: PT011
+        list(journal.payloads([{"case": "a", "image": "x"}, *({"case": str(n), "image": str(n)} for n in range(200))]))
+    assert str(error.value).startswith(f"{path}: ")
+    assert message in str(error.value)
+
+
+def test_foreign_file_is_left_as_it_is(path):
+    path.parent.mkdir()
+    foreign(path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="is no journal"):
+        Journal(path, settings="")
+    assert path.read_bytes() == before
