@@ -8,6 +8,8 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
+from tools import brain_phantom
+from tools.label_cohort import make_cohort
 from tools.phantom import write_cohort
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,6 +23,8 @@ TINY = {
     "num_workers": 0,
     "sw_batch_size": 1,
 }
+TINY_OF = {"solf_filter": {"workers": 0, "epsilon_percent": 20}}
+"""What makes other bundles than those with a Swin UNETR small."""
 TINY_TRAINING = {
     "network_def#use_checkpoint": False,
     "crops_per_case": 1,
@@ -40,6 +44,19 @@ def _two_threads():
 def torso_data(tmp_path_factory):
     """A cohort of four phantoms: two for training, one each for validation and test."""
     return write_cohort(tmp_path_factory.mktemp("torso"), cases=4, seed=3).parent
+
+
+@pytest.fixture(scope="session")
+def label_data(tmp_path_factory):
+    """A folder of six label maps, some of whose labels are wrong."""
+    return make_cohort(tmp_path_factory.mktemp("labels"), subjects=6, seed=3).labels[0].parent
+
+
+@pytest.fixture(scope="session")
+def brain_data(tmp_path_factory):
+    """A cohort of four brains with tumours: three folds, and one for test."""
+    folder = tmp_path_factory.mktemp("brains")
+    return brain_phantom.write_cohort(folder, cases=4, seed=3, shape=(40, 48, 24), spacing_mm=(4.0, 4.0, 6.0)).parent
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def imported(file: Path) -> set[Path]:
 
 
 def reachable(texts: Iterable[str]) -> set[Path]:
-    """Return the files of `scripts` that texts name as `scripts.module`, with all that those import.
+    """Return the files of `scripts` that texts name as `scripts.module`, with all that those import, and their assets.
 
     Args:
         texts: contents of configs and docs.
@@ -64,7 +64,8 @@ def reachable(texts: Iterable[str]) -> set[Path]:
             packages = [parent / "__init__.py" for parent in file.relative_to(ROOT).parents]
             todo += [ROOT / init for init in packages if (ROOT / init).is_file()]
             todo += imported(file)
-    return files
+    assets = {asset for file in files for asset in (file.parent / "assets").rglob("*") if asset.is_file()}
+    return files | assets
 
 
 def pack(bundle: Path, out_dir: Path, *, weights: bool = False) -> Path:

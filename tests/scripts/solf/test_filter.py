@@ -63,7 +63,8 @@ def test_features_that_are_known_give_the_same_map(label_filter, cohort):
 def test_output_has_the_type_and_affine_of_the_input(label_filter, dtype):
     label = batch(small_map(5, half=[2])).to(dtype)
     cleaned = label_filter()(label)
-    assert cleaned.dtype == dtype and cleaned.max() == 255
+    assert cleaned.dtype == dtype
+    assert cleaned.max() == 255
     np.testing.assert_allclose(cleaned.affine, AFFINE)
 
 
@@ -88,7 +89,8 @@ def test_thresholds_travel_in_the_weights(label_filter, fitted, tmp_path):
     load_weights(network, tmp_path / "model.pt")
     for name in ("low", "high", "quantiles", "subjects", "voting"):
         np.testing.assert_array_equal(getattr(network.thresholds, name), getattr(fitted, name))
-    assert network.thresholds.votes == 2 and network.thresholds.features == fitted.features
+    assert network.thresholds.votes == 2
+    assert network.thresholds.features == fitted.features
 
 
 def test_same_thresholds_give_the_same_file(label_filter, tmp_path):

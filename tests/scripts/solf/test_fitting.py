@@ -64,7 +64,8 @@ def test_mad_of_mostly_equal_values_takes_their_standard_deviation():
 
 def test_published_ranges_are_those_of_the_published_code():
     fitted = fit_thresholds(table(3), organs=ORGANS, rule="ranges")
-    assert fitted.features == ["sphericity", "volume_mm3", "components"] and fitted.votes == 1
+    assert fitted.features == ["sphericity", "volume_mm3", "components"]
+    assert fitted.votes == 1
     assert bounds(fitted, 1, "volume_mm3") == (100_000, 300_000)
     assert bounds(fitted, 1, "sphericity") == (0.3, np.inf)
     assert bounds(fitted, 1, "components") == (-np.inf, 3)
@@ -89,8 +90,9 @@ def test_organs_with_too_few_subjects_are_named_and_not_judged(caplog):
     with caplog.at_level(logging.WARNING):
         fitted = fit_thresholds(cohort, organs=ORGANS)
     assert "fewer than 50 subjects have them: kidney_left (49)" in caplog.text
-    assert np.isinf(fitted.low[1]).all() and np.isfinite(fitted.low[0]).any()
-    odd = pd.DataFrame({"label": [3], **dict.fromkeys(FEATURES, [1e9])})
+    assert np.isinf(fitted.low[1]).all()
+    assert np.isfinite(fitted.low[0]).any()
+    odd = pd.DataFrame({"label": [3], **{key: [1000000000.0] for key in FEATURES}})
     assert judge(odd, fitted)[["decision", "reason"]].to_numpy().tolist() == [
         ["keep", "not judged: too few subjects had it"]
     ]
@@ -99,14 +101,17 @@ def test_organs_with_too_few_subjects_are_named_and_not_judged(caplog):
 def test_organ_never_seen_is_kept():
     fitted = fit_thresholds(table(60, labels=[1]), organs=ORGANS)
     decided = judge(table(1, labels=[3]), fitted)
-    assert decided["decision"].tolist() == ["keep"] and np.isnan(decided["sphericity_percentile"]).all()
+    assert decided["decision"].tolist() == ["keep"]
+    assert np.isnan(decided["sphericity_percentile"]).all()
 
 
 def test_readable_thresholds_name_organs_and_hold_no_infinity():
     fitted = fit_thresholds(table(60, labels=[1]), organs=ORGANS)
     content = readable(fitted, rule="percentile")
-    assert content["rule"] == "percentile" and content["votes"] == 2
-    assert content["organs"]["1"]["organ"] == "spleen" and content["organs"]["1"]["subjects"] == 60
+    assert content["rule"] == "percentile"
+    assert content["votes"] == 2
+    assert content["organs"]["1"]["organ"] == "spleen"
+    assert content["organs"]["1"]["subjects"] == 60
     assert content["organs"]["1"]["sphericity"]["low"] < content["organs"]["1"]["sphericity"]["median"]
     assert content["organs"]["3"]["sphericity"] == {"low": None, "median": None, "high": None}
 

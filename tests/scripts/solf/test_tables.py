@@ -49,7 +49,8 @@ def test_maps_that_cannot_be_judged_are_refused(label, message):
 
 
 def test_default_table_is_that_of_the_72_organs():
-    assert read_label_table() == ORGANS and len(ORGANS) == 72
+    assert read_label_table() == ORGANS
+    assert len(ORGANS) == 72
 
 
 def test_table_of_a_file_is_sorted_and_without_background(json_file):

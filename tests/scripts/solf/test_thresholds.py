@@ -41,7 +41,8 @@ def row(label=1, **values):
 )
 def test_two_features_outside_reject(values, votes, decision):
     decided = judge(row(**values), thresholds())
-    assert decided["votes"].tolist() == [votes] and decided["decision"].tolist() == [decision]
+    assert decided["votes"].tolist() == [votes]
+    assert decided["decision"].tolist() == [decision]
 
 
 def test_missing_partner_casts_no_vote():

@@ -1,0 +1,226 @@
+"""Workflows of the label filter, on small cohorts of phantoms."""
+
+import filecmp
+import json
+import re
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from scripts.labels import ORGANS
+from tests.conftest import bundle_workflow, run_bundle
+from tools.label_cohort import make_cohort
+
+BUNDLE = "solf_filter"
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    """Twenty-five people, many of whose labels are wrong, with the truth."""
+    return make_cohort(tmp_path_factory.mktemp("cohort"), subjects=25, error_rate=0.1, seed=5, truth=True)
+
+
+@pytest.fixture(scope="module")
+def raw(cohort):
+    return cohort.labels[0].parent
+
+
+@pytest.fixture(scope="module")
+def fitted(raw, tmp_path_factory):
+    """Folders of a fit: `models/model.pt` and `fit`."""
+    folder = tmp_path_factory.mktemp("fitted")
+    train(raw, folder)
+    return folder
+
+
+def train(data, folder, **settings):
+    settings = {"workers": 0, "epsilon_percent": 4, "qc": False, **settings}
+    folders = {"output_dir": str(folder / "fit"), "ckpt_dir": str(folder / "models")}
+    return run_bundle(BUNDLE, ["train.json"], dataset_dir=str(data), **folders, **settings)
+
+
+def clean(data, out, fitted, **settings):
+    settings = {"workers": 0, "ckpt_path": str(fitted / "models" / "model.pt"), **settings}
+    return run_bundle(BUNDLE, ["inference.json"], input=str(data), output_dir=str(out), **settings)
+
+
+def voxels(path):
+    return np.asarray(nib.load(path).dataobj)
+
+
+def test_fit_writes_features_thresholds_and_weights(fitted, cohort):
+    features = pd.read_parquet(fitted / "fit" / "features.parquet")
+    assert features["case"].nunique() == 25
+    assert {"organ", "sphericity", "touches_border", "asymmetry", "normalized_volume"} <= set(features)
+    thresholds = json.loads((fitted / "fit" / "thresholds.json").read_text())
+    liver = features[features["organ"] == "liver"]
+    assert thresholds["organs"]["5"]["subjects"] == len(liver)
+    assert thresholds["organs"]["5"]["sphericity"]["low"] == pytest.approx(liver["sphericity"].quantile(0.04))
+    weights = torch.load(fitted / "models" / "model.pt", weights_only=True)
+    assert weights["low"][list(ORGANS).index(5), 1] == pytest.approx(liver["sphericity"].quantile(0.04))
+
+
+def test_cleaned_maps_lack_exactly_the_rejected_labels(fitted, cohort, raw, tmp_path):
+    clean(raw, tmp_path, fitted)
+    decisions = pd.read_csv(tmp_path / "decisions.csv")
+    rejected = decisions[decisions["decision"] == "reject"]
+    assert 5 < len(rejected) < 0.3 * len(decisions)
+    assert rejected["reason"].notna().all()
+    for path in cohort.labels:
+        case = path.name.removesuffix(".nii.gz")
+        before, after = nib.load(path), nib.load(tmp_path / f"{case}_cleaned.nii.gz")
+        gone = rejected.loc[rejected["case"] == case, "label"]
+        np.testing.assert_array_equal(
+            voxels(after.get_filename()), np.where(np.isin(before.dataobj, gone), 255, before.dataobj)
+        )
+        np.testing.assert_allclose(after.affine, before.affine, atol=1e-6)
+        assert after.get_data_dtype() == np.uint8
+
+
+def test_evaluator_and_run_write_the_same_bytes(fitted, raw, tmp_path):
+    clean(raw, tmp_path / "run", fitted)
+    settings = {"input": str(raw), "output_dir": str(tmp_path / "evaluator")}
+    settings["ckpt_path"] = str(fitted / "models" / "model.pt")
+    workflow = bundle_workflow(BUNDLE, ["inference.json"], kind="infer", **settings)
+    workflow.initialize()
+    workflow.evaluator.run()
+    names = [path.name for path in sorted((tmp_path / "run").glob("*.nii.gz"))]
+    assert len(names) == 25
+    assert filecmp.cmpfiles(tmp_path / "run", tmp_path / "evaluator", names, shallow=False) == (names, [], [])
+
+
+def test_second_run_measures_nothing_again_and_gives_the_same_bytes(fitted, raw, tmp_path, monkeypatch):
+    train(raw, tmp_path)
+    shutil.copytree(tmp_path, tmp_path / "first")
+
+    def never(*_):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("scripts.solf.transforms.case_features", never)
+    train(raw, tmp_path)
+    for name in ("fit/features.parquet", "fit/thresholds.json", "models/model.pt"):
+        assert (tmp_path / name).read_bytes() == (tmp_path / "first" / name).read_bytes(), name
+        assert (tmp_path / name).read_bytes() == (fitted / name).read_bytes(), name
+
+
+def test_another_setting_or_a_removed_result_is_done_again(fitted, cohort, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for path in cohort.labels[:3]:
+        shutil.copy(path, data)
+    out = tmp_path / "out"
+    clean(data, out, fitted)
+    first, second, _ = sorted(out.glob("*.nii.gz"))
+    content = second.read_bytes()
+    first.unlink()
+    second.write_bytes(b"left alone, as the journal says that it is finished")
+    clean(data, out, fitted)
+    assert first.is_file()
+    assert second.stat().st_size < 100
+    clean(data, out, fitted, rejected="background")
+    assert not (voxels(second) == 255).any()
+    clean(data, out, fitted)
+    assert second.read_bytes() == content
+
+
+def test_drop_case_leaves_no_map_and_says_so(fitted, raw, tmp_path):
+    clean(raw, tmp_path, fitted, rejected="drop_case", drop_share=0.05)
+    decisions = pd.read_csv(tmp_path / "decisions.csv")
+    shares = decisions.groupby("case")["decision"].agg(lambda d: (d == "reject").mean())
+    dropped = set(shares.index[shares > 0.05])
+    assert 0 < len(dropped) < 25
+    assert dropped == set(decisions.loc[decisions["decision"] == "drop", "case"])
+    assert {path.name.removesuffix("_cleaned.nii.gz") for path in tmp_path.glob("*.nii.gz")} == set(
+        shares.index
+    ) - dropped
+
+
+def test_evaluation_against_manual_labels_and_known_errors(fitted, cohort, raw, tmp_path):
+    settings = {
+        "input": str(raw),
+        "reference": str(cohort.truth[0].parent),
+        "known_errors": str(raw.parent / "errors.csv"),
+        "ckpt_path": str(fitted / "models" / "model.pt"),
+        "output_dir": str(tmp_path),
+    }
+    workflow = run_bundle(BUNDLE, ["inference.json", "evaluate.json"], **settings)
+    metrics = workflow.parser.get_parsed_content("evaluator").state.metrics
+    scores, errors = pd.read_csv(tmp_path / "scores.csv"), pd.read_csv(tmp_path / "errors.csv").set_index("kind")
+    kept = scores["decision"] == "keep"
+    assert metrics["dice_raw"] == pytest.approx(scores["dice"].mean(), abs=1e-6)
+    assert metrics["dice_kept"] == pytest.approx(scores.loc[kept, "dice"].mean(), abs=1e-6)
+    assert metrics["dice_raw"] < metrics["dice_kept"] < 1
+    assert errors.loc["all", "labels"] == len(cohort.errors)
+    wrong = scores.merge(cohort.errors, on=["case", "label"], how="left")["kind_y"].notna()
+    assert metrics["recall"] == pytest.approx((wrong & ~kept).sum() / wrong.sum())
+    assert metrics["precision"] == pytest.approx((wrong & ~kept).sum() / (~kept).sum())
+    summary = pd.read_csv(tmp_path / "summary.csv").set_index("organ")
+    assert summary.loc["liver", "labels"] == (scores["organ"] == "liver").sum()
+
+
+def test_rules_and_features_of_the_command_line_are_used(raw, tmp_path):
+    train(raw, tmp_path, rule="mad", features=["asymmetry", "offset_x"], votes=1, mad_factor=5.0)
+    thresholds = json.loads((tmp_path / "fit" / "thresholds.json").read_text())
+    assert (thresholds["rule"], thresholds["features"], thresholds["votes"]) == ("mad", ["asymmetry", "offset_x"], 1)
+    clean(raw, tmp_path / "out", tmp_path)
+    decisions = pd.read_csv(tmp_path / "out" / "decisions.csv")
+    assert {"asymmetry", "offset_x", "asymmetry_percentile"} <= set(decisions)
+    assert "sphericity" not in decisions
+
+
+def test_bad_files_cost_their_cases_alone(fitted, cohort, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    shutil.copy(cohort.labels[0], data / "good.nii.gz")
+    (data / "broken.nii.gz").write_bytes(cohort.labels[0].read_bytes()[:2000])
+    noise = np.random.default_rng(0).normal(size=(9, 9, 9)).astype(np.float32)
+    nib.save(nib.Nifti1Image(noise, np.eye(4)), data / "image.nii.gz")
+    nib.save(nib.Nifti1Image(np.zeros((9, 9, 9), np.uint8), np.eye(4)), data / "empty.nii.gz")
+    with pytest.raises(SystemExit, match="3 of 4 cases failed:"):
+        clean(data, tmp_path / "out", fitted)
+    failed = pd.read_csv(tmp_path / "out" / "failed.csv").set_index("case")["reason"]
+    assert set(failed.index) == {"broken", "image", "empty"}
+    assert "cannot be read whole" in failed["broken"]
+    assert "labels are 0 to 254: an image is no label map" in failed["image"]
+    assert "holds no labels" in failed["empty"]
+    assert [path.name for path in (tmp_path / "out").glob("*.nii.gz")] == ["good_cleaned.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epsilon_percent": 2}, "25 label maps, the rule percentile needs 50: give more"),
+        ({"rule": "sigma"}, "rule is 'sigma': give one of"),
+        ({"rejected": "remove"}, "rejected is 'remove': give one of"),
+        ({"label_table": "none.json"}, "none.json: holds no label table"),
+        ({"workers": -3}, "--workers -3: give -1 for all cores"),
+        ({"train#trainer#max_epochs": 7}, "max_epochs is 7: a cohort is measured once"),
+    ],
+)
+def test_bad_settings_end_a_fit_at_its_start(raw, tmp_path, settings, message):
+    with pytest.raises((ValueError, RuntimeError)) as error:
+        train(raw, tmp_path, **settings)
+    chain = [error.value]
+    while chain[-1].__cause__:
+        chain.append(chain[-1].__cause__)
+    assert re.search(re.escape(message), " ".join(map(str, chain)))
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_weights_of_another_label_table_are_refused(fitted, raw, tmp_path):
+    table = tmp_path / "table.json"
+    table.write_text(json.dumps({str(label): name for label, name in ORGANS.items() if label < 70}))
+    with pytest.raises(RuntimeError) as error:
+        clean(raw, tmp_path / "out", fitted, label_table=str(table))
+    assert "fitted with another label table than these 69 labels" in str(error.value.__cause__)
+
+
+def test_report_opens_from_the_fit_and_from_cleaning(fitted, raw, tmp_path):
+    train(raw, tmp_path, qc=True)
+    assert (tmp_path / "fit" / "qc" / "index.html").is_file()
+    clean(raw, tmp_path / "out", fitted, qc="true")
+    assert len(list((tmp_path / "out" / "qc" / "pictures").glob("*.png"))) > 3
