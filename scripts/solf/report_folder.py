@@ -1,0 +1,161 @@
+"""The report's folder: replaced as a whole, with data as scripts, since pages opened from disk may not fetch files."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import secrets
+import shutil
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ASSETS = Path(__file__).with_name("report_assets")
+DIGITS = 4
+_TEMPORARY = ".tmp-qc-"
+_LIBRARIES = {
+    "bokeh.min.js": ("bokeh", "bokeh/server/static/js/bokeh.min.js"),
+    "bokeh-api.min.js": ("bokeh", "bokeh/server/static/js/bokeh-api.min.js"),
+    "datatables.js": ("itables", "itables/html/dt_bundle.js"),
+    "datatables.css": ("itables", "itables/html/dt_bundle.css"),
+}
+_EXPORTS = re.compile(r"\bexport\{([\w$, ]*)\};?$", re.MULTILINE)
+
+
+@contextmanager
+def whole_folder(final: Path) -> Iterator[Path]:
+    """Yield a temporary folder that replaces `final` when the block ends well.
+
+    Folders cannot be exchanged in one step: a process that is killed between the two renames leaves the old report
+    under its temporary name, which the next run removes.
+
+    Args:
+        final: the folder to write; a report that is there stays until then.
+
+    Raises:
+        ValueError: `final` is there and is no report.
+    """
+    if final.exists() and not (final / "index.html").is_file():
+        raise ValueError(f"{final}: is there and holds no index.html, so it is no report; move it away.")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in final.parent.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(leftover)
+    temporary = final.with_name(_TEMPORARY + secrets.token_hex(8))
+    for name in ("data", "lib", "pictures"):
+        (temporary / name).mkdir(parents=True)
+    try:
+        yield temporary
+        if final.exists():
+            old = final.rename(final.with_name(_TEMPORARY + secrets.token_hex(8)))
+            temporary.rename(final)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(final)
+    except BaseException:  # Ctrl-C too must leave nothing behind
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def write_data(folder: Path, name: str, data: Any) -> None:
+    """Write `data/<name>.js`, which hands its data to the page that loads it.
+
+    Args:
+        folder: the report's.
+        name: by which the page asks for it.
+        data: plain values.
+    """
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    (folder / "data" / f"{name}.js").write_text(f"qc.receive({json.dumps(name)},{text});\n", encoding="ascii")
+
+
+def packed(column: np.ndarray) -> dict[str, Any]:
+    """Return numbers compressed, for `qc.unpack` in the page.
+
+    Args:
+        column: (N,) of a type that JavaScript has an array for.
+
+    Returns:
+        `type`, `size`, and `data`: the lowest bytes of all numbers, then the next (equal bytes in a row compress
+        well), by zlib, in base64.
+    """
+    little = np.ascontiguousarray(column, dtype=column.dtype.newbyteorder("<"))
+    planes = little.view(np.uint8).reshape(len(column), column.dtype.itemsize).T
+    return {"type": column.dtype.name, "size": len(column), "data": _compressed(planes.tobytes())}
+
+
+def packed_decimals(column: np.ndarray) -> dict[str, Any]:
+    """Return floats with DIGITS digits, compressed: as the page shows them, and half of what float32 takes.
+
+    Args:
+        column: (N,); what is not finite becomes NaN.
+
+    Returns:
+        `mantissa` and `exponent`; a value is mantissa x 10^exponent, and NaN where the exponent is -128.
+    """
+    known = np.isfinite(column)
+    sizes = np.where(known & (column != 0), np.abs(column), 1.0)
+    exponents = np.floor(np.log10(sizes)) - (DIGITS - 1)
+    mantissas = np.round(np.where(known, column, 0.0) * 10.0**-exponents)
+    longer = np.abs(mantissas) >= 10**DIGITS  # 9999.6 became 10000
+    mantissas, exponents = np.where(longer, mantissas / 10, mantissas), exponents + longer
+    exponents = np.where(known, exponents.clip(-127, 127), -128)
+    return {"mantissa": packed(mantissas.astype(np.int16)), "exponent": packed(exponents.astype(np.int8))}
+
+
+def packed_json(data: Any) -> dict[str, Any]:
+    """Return plain values compressed, for `qc.unpack` in the page."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    return {"type": "json", "data": _compressed(text.encode("ascii"))}
+
+
+def _compressed(raw: bytes) -> str:
+    return base64.b64encode(zlib.compress(raw, 6)).decode("ascii")
+
+
+def copy_assets(folder: Path) -> None:
+    """Copy the page, and the libraries that it needs with their licenses.
+
+    Args:
+        folder: the report's.
+
+    Raises:
+        ValueError: a library is not installed, or not as this module knows it.
+    """
+    for asset in sorted(ASSETS.iterdir()):
+        shutil.copyfile(asset, folder / asset.name)
+    for name, (package, path) in _LIBRARIES.items():
+        text = _packaged(package, path)
+        (folder / "lib" / name).write_text(_classic(text) if name == "datatables.js" else text, encoding="utf-8")
+    for package in sorted({package for package, _ in _LIBRARIES.values()}):
+        (folder / "lib" / f"{package}.LICENSE.txt").write_text(_license(package), encoding="utf-8")
+
+
+def _packaged(package: str, path: str) -> str:
+    """Read a file of an installed package, without importing the package."""
+    try:
+        return Path(str(distribution(package).locate_file(path))).read_text(encoding="utf-8")
+    except (PackageNotFoundError, FileNotFoundError) as error:
+        raise ValueError(
+            f"the report needs {path} of the package {package}: pip install -r requirements.txt"
+        ) from error
+
+
+def _license(package: str) -> str:
+    names = [str(file) for file in distribution(package).files or () if file.name.startswith("LICENSE")]
+    return "\n".join(_packaged(package, name) for name in sorted(names))
+
+
+def _classic(module: str) -> str:
+    """Turn a bundled module into a classic script that sets `DataTable`: browsers load no modules from disk."""
+    exports = _EXPORTS.findall(module)
+    default = re.search(r"([\w$]+) as default\b", exports[0]) if len(exports) == 1 else None
+    if not default:
+        raise ValueError("DataTables of the package itables has no single list of exports: pip install itables==2.9.1")
+    body = _EXPORTS.sub("", module)
+    return f'(()=>{{"use strict";\n{body}\nwindow.DataTable={default[1]};\n}})();\n'
