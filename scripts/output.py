@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ class SaveLabelMapd(SaveImaged):
         keys: key of the label map, (1, X, Y, Z).
         output_dir: folder for the files.
         postfix: word behind the case's name.
+        renumber: class id to the value that stands for it in the file; what goes on to the handlers stays as it is.
         allow_missing_keys: skip keys that the case lacks.
     """
 
@@ -68,6 +69,7 @@ class SaveLabelMapd(SaveImaged):
         *,
         output_dir: str | Path,
         postfix: str = "seg",
+        renumber: Mapping[int | str, int] | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(
@@ -81,3 +83,28 @@ class SaveLabelMapd(SaveImaged):
             folder_layout=CaseLayout(output_dir, postfix),
             allow_missing_keys=allow_missing_keys,
         )
+        self.renumber = {int(class_id): int(value) for class_id, value in (renumber or {}).items()}
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        written = dict(data)
+        for key in self.key_iterator(written):
+            written[key] = renumbered(data[key], self.renumber)
+        super().__call__(written)
+        return dict(data)
+
+
+def renumbered(label: torch.Tensor, values: Mapping[int, int]) -> torch.Tensor:
+    """Exchange class ids of a label map for other values, leaving those that are not named.
+
+    Args:
+        label: class ids, any shape.
+        values: class id to value; all are exchanged at once.
+
+    Returns:
+        A new tensor if an id becomes another, else `label`.
+    """
+    changes = {class_id: value for class_id, value in values.items() if class_id != value}
+    changed = label.clone() if changes else label
+    for class_id, value in changes.items():
+        changed[label == class_id] = value
+    return changed

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 from monai.engines.utils import IterationEvents
+from monai.transforms import Transform
 
 from scripts.cases import (
     Collected,
@@ -171,6 +172,7 @@ class PreviewSaver:
         class_names: class id to organ, such as the metadata's `channel_def`; the background 0 is left out.
         gif: also write the GIF.
         window: intensities shown as black and white; None takes the 1st and 99th percentile, as MR needs.
+        label_transform: dictionary transform of a label that was read from its file, such as to other class ids.
         image_key: key of the image in the engine's batch.
         pred_key: key of the predicted label map in the engine's output.
         label_key: key of the reference label map in the engine's output, or of its path in the batch.
@@ -186,6 +188,7 @@ class PreviewSaver:
         *,
         gif: bool | str = False,
         window: Window | None = CT_WINDOW_HU,
+        label_transform: Transform | None = None,
         image_key: str = "image",
         pred_key: str = "pred",
         label_key: str = "label",
@@ -193,6 +196,7 @@ class PreviewSaver:
         self.output_dir = Path(output_dir)
         self.class_names = foreground_classes(class_names)
         self.gif, self.window = flag(gif, "gif"), window
+        self.label_transform = label_transform
         self.image_key, self.pred_key, self.label_key = image_key, pred_key, label_key
         self._cases: Collected = {}
         self._load = LoadVolumed("volume", image_keys=())
@@ -232,7 +236,8 @@ class PreviewSaver:
     def _native_label(self, label: Any, pred: GridArray, case: str) -> np.ndarray | None:
         """Return the label where there is one in native space; a datalist gives the path of one."""
         if isinstance(label, str):
-            label = self._load({"volume": label})["volume"]
+            loaded = {self.label_key: self._load({"volume": label})["volume"]}
+            label = (self.label_transform(loaded) if self.label_transform else loaded)[self.label_key]
         if label is None:
             return None
         volume = label_array({self.label_key: label}, self.label_key, case=case)

@@ -1,6 +1,6 @@
 import pytest
 
-from scripts.names import stem, unique_names
+from scripts.names import name_path, stem, unique_names
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,18 @@ def test_same_path_gets_the_same_name():
 
 def test_a_name_that_looks_numbered_is_not_taken_twice():
     assert len(set(unique_names(["/d/x_a.nii", "/d/x/a.nii", "/d/y/a.nii"]))) == 3
+
+
+@pytest.mark.parametrize(
+    ("image", "path"),
+    [
+        ("a/ct.nii.gz", "a/ct.nii.gz"),
+        (["a/p-1-t1n.nii.gz", "a/p-1-t1c.nii.gz", "a/p-1-t2w.nii.gz", "a/p-1-t2f.nii.gz"], "a/p-1"),
+        (["a/p_1_t1.nii", "a/p_1_t1ce.nii", "a/p_1_t2.nii", "a/p_1_flair.nii"], "a/p_1"),
+        (["a/p1/t1n.nii.gz", "a/p1/t1c.nii.gz"], "a/p1"),
+        (["a/p1/t1.nii", "a/p1/flair.nii"], "a/p1"),
+        (["a/one-t1n.nii.gz"], "a/one-t1n"),
+    ],
+)
+def test_image_in_several_files_is_named_after_what_they_share(image, path):
+    assert name_path(image) == path

@@ -45,3 +45,15 @@ def test_interrupted_write_leaves_the_old_file_whole_and_no_other(tmp_path, monk
         save({"pred": label_map(case="a")})
     assert [path.name for path in tmp_path.iterdir()] == ["a_seg.nii.gz"]
     assert (tmp_path / "a_seg.nii.gz").read_bytes() == before
+
+
+def test_renumbered_file_leaves_the_label_map_as_it_was(tmp_path):
+    volume = label_map(case="a")
+    volume[0, 0, 0, :3] = torch.tensor([3, 4, 5], dtype=torch.uint8)
+    data = SaveLabelMapd("pred", output_dir=tmp_path, renumber={"3": 4, 4: 3, "5": 5})({"pred": volume})
+    saved = np.asarray(nib.load(tmp_path / "a_seg.nii.gz").dataobj)
+    assert saved[0, 0, :3].tolist() == [4, 3, 5]
+    swapped = {3: 4, 4: 3}
+    np.testing.assert_array_equal(saved, np.vectorize(lambda value: swapped.get(value, value))(volume[0].numpy()))
+    assert data["pred"] is volume
+    assert saved.dtype == np.uint8

@@ -8,6 +8,7 @@ import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.engines.utils import IterationEvents
+from monai.transforms import MapLabelValued
 from PIL import Image
 
 from scripts.preview import PreviewSaver, preview_png
@@ -272,6 +273,16 @@ def test_label_that_a_datalist_names_is_read_and_drawn(tmp_path):
     saver = PreviewSaver(tmp_path / "out", NAMES)
     run_saver(saver, tmp_path, affine=oblique_affine(), batch_label=str(tmp_path / "label.nii.gz"))
     options = {"affine": oblique_affine(), "class_names": NAMES, "title": "p1"}
+    preview_png(ct(), organs(), tmp_path / "expected.png", label=organs(), **options)
+    assert np.array_equal(pixels(tmp_path / "expected.png"), pixels(tmp_path / "out" / "p1_preview.png"))
+
+
+def test_label_of_another_numbering_is_transformed_before_it_is_drawn(tmp_path):
+    other = np.where(organs() == 2, 7, organs())
+    nib.save(nib.Nifti1Image(other.astype(np.uint8), ras_affine()), tmp_path / "label.nii.gz")
+    saver = PreviewSaver(tmp_path / "out", NAMES, label_transform=MapLabelValued("label", [7], [2]))
+    run_saver(saver, tmp_path, affine=ras_affine(), batch_label=str(tmp_path / "label.nii.gz"))
+    options = {"affine": ras_affine(), "class_names": NAMES, "title": "p1"}
     preview_png(ct(), organs(), tmp_path / "expected.png", label=organs(), **options)
     assert np.array_equal(pixels(tmp_path / "expected.png"), pixels(tmp_path / "out" / "p1_preview.png"))
 
