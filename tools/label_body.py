@@ -86,7 +86,7 @@ def draw_label_map(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """
     body = draw_body(rng)
     axes_mm = [
-        first + start + step * np.arange(n)
+        (first + start + step * np.arange(n)).astype(np.float32)
         for first, start, step, n in zip(FIRST_MM, body.start_mm, SPACING_MM, SHAPE, strict=True)
     ]
     label = _trunk(body, axes_mm, rng)
@@ -185,25 +185,31 @@ def _draw_pose(organ: Organ, body: Body, rng: np.random.Generator) -> Pose:
     middle = np.mean([point for path, _ in organ.parts for point in path], axis=0)
     centre = middle * body.scale + 3.5 * rng.standard_normal(3)
     centre[2] += body.breath_mm * float(organ.inside and -120 < middle[2] < 110)
-    return Pose(middle, centre, turn, body.scale if organ.thin else across, across, rng.uniform(0, 2 * np.pi, 3))
+    return Pose(
+        middle,
+        centre,
+        turn,
+        body.scale if organ.thin else across,
+        across,
+        rng.uniform(0, 2 * np.pi, 3).astype(np.float32),
+    )
 
 
 def _paint(label: np.ndarray, axes_mm: Sequence[np.ndarray], organ: Organ, pose: Pose, free: np.ndarray) -> None:
     """Paint an organ over `free` voxels, each of its parts within its box."""
+    centre_mm = pose.centre_mm.astype(np.float32)
     for line, radii in organ.parts:
         path_mm, radii_mm = (np.array(line) - pose.reference_mm) * pose.along, radii * pose.across
-        ends_mm, reach_mm = pose.centre_mm + path_mm @ pose.turn.T, radii_mm.max() * (1 + 2 * SURFACE_DEPTH)
+        ends_mm, reach_mm = centre_mm + path_mm @ pose.turn.T, radii_mm.max() * (1 + 2 * SURFACE_DEPTH)
         box = tuple(
             slice(*np.searchsorted(axis, (low - reach_mm, high + reach_mm)))
             for axis, low, high in zip(axes_mm, ends_mm.min(axis=0), ends_mm.max(axis=0), strict=True)
         )
-        x, y, z = (axis[part] - middle for axis, part, middle in zip(axes_mm, box, pose.centre_mm, strict=True))
-        points = [
-            (turn[0] * x[:, None, None] + turn[1] * y[:, None] + turn[2] * z) / radius_mm
-            for turn, radius_mm in zip(pose.turn.T, radii_mm, strict=True)
-        ]
+        x, y, z = (axis[part] - middle for axis, part, middle in zip(axes_mm, box, centre_mm, strict=True))
+        unturn = (pose.turn.T / radii_mm[:, None]).astype(np.float32)
+        points = [across[0] * x[:, None, None] + across[1] * y[:, None] + across[2] * z for across in unturn]
         points = [p + SURFACE_DEPTH * np.sin(2.5 * points[n - 1] + pose.waves[n]) for n, p in enumerate(points)]
-        label[box][_near_line(points, path_mm / radii_mm) & free[box]] = IDS[organ.name]
+        label[box][_near_line(points, (path_mm / radii_mm).astype(np.float32)) & free[box]] = IDS[organ.name]
 
 
 def _near_line(points: Sequence[np.ndarray], path: np.ndarray) -> np.ndarray:

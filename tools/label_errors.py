@@ -105,8 +105,9 @@ def spoil(
 def label_dice(label: np.ndarray, truth: np.ndarray) -> dict[int, float]:
     """Return the Dice of every label but 0 that one of two maps of one shape has, ascending."""
     n = int(max(label.max(initial=0), truth.max(initial=0))) + 1
-    own, true = (np.bincount(volume.ravel(), minlength=n) for volume in (label, truth))
-    both = np.bincount(label[label == truth].ravel(), minlength=n)
+    true, differs = np.bincount(truth.ravel(), minlength=n), label != truth
+    both = true - np.bincount(truth[differs], minlength=n)
+    own = both + np.bincount(label[differs], minlength=n)
     return {int(k): float(2 * both[k] / (own[k] + true[k])) for k in np.flatnonzero(own + true) if k}
 
 
@@ -139,9 +140,11 @@ def _fragments(label: np.ndarray, value: int, rng: np.random.Generator, spacing_
     _keep(label, value, noise[mask[box]], rng.uniform(0.4, 0.65))
     body = np.flatnonzero(label)
     for _ in range(rng.integers(2, 5)):
-        start = np.array(np.unravel_index(rng.choice(body), label.shape))
-        allowed = (label > 0) & (label != value)
-        _bulge(label, value, start, allowed, max(1, round(rng.uniform(0.03, 0.08) * voxels)), spacing_mm)
+        start, size = np.array(np.unravel_index(rng.choice(body), label.shape)), rng.uniform(0.03, 0.08) * voxels
+        reach = 3 + int(np.cbrt(size))
+        corner = np.maximum(start - reach, 0)
+        near = label[tuple(slice(low, high) for low, high in zip(corner, start + reach + 1, strict=True))]
+        _bulge(near, value, start - corner, (near > 0) & (near != value), max(1, round(size)), spacing_mm)
 
 
 def _shifted(label: np.ndarray, value: int, rng: np.random.Generator, spacing_mm: np.ndarray) -> None:
@@ -195,11 +198,15 @@ def _exchange(label: np.ndarray, one: int, other: int) -> tuple[int, int]:
 
 
 def _nearest(label: np.ndarray, value: int, spacing_mm: np.ndarray, others: Sequence[int]) -> list[int]:
-    """Return those of the labels whose centroids lie nearest to that of `value`."""
-    here_mm = np.argwhere(label == value).mean(axis=0) * spacing_mm
-    there_mm = np.array(ndimage.center_of_mass(np.ones_like(label), label, list(others))).reshape(-1, 3) * spacing_mm
-    distance_mm = np.nan_to_num(np.linalg.norm(there_mm - here_mm, axis=1), nan=np.inf)
-    return [others[n] for n in np.argsort(distance_mm, kind="stable")[:NEAR] if np.isfinite(distance_mm[n])]
+    """Return those of the labels whose boxes have their middles nearest to that of `value`."""
+    boxes = ndimage.find_objects(label, max_label=max(ORGANS))
+    middle_mm = {
+        k: np.array([part.start + part.stop for part in boxes[k - 1]]) / 2 * spacing_mm
+        for k in (value, *others)
+        if boxes[k - 1]
+    }
+    there = [k for k in others if k in middle_mm]
+    return sorted(there, key=lambda k: float(np.linalg.norm(middle_mm[k] - middle_mm[value])))[:NEAR]
 
 
 def _keep(label: np.ndarray, value: int, score: np.ndarray, share: float) -> None:
@@ -214,8 +221,9 @@ def _bulge(
 ) -> None:
     """Give a label the `allowed` voxels that lie nearest to `start`."""
     free = np.argwhere(allowed)
-    distance_mm = np.linalg.norm((free - start) * spacing_mm, axis=1)
-    label[tuple(free[np.argsort(distance_mm, kind="stable")[:voxels]].T)] = value
+    distances = (((free - start) * spacing_mm) ** 2).sum(axis=1)
+    voxels = min(voxels, len(free))
+    label[tuple(free[np.argpartition(distances, voxels - 1)[:voxels]].T)] = value
 
 
 def _box(mask: np.ndarray, *, margin: int = 1) -> tuple[slice, ...]:
