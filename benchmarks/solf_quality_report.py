@@ -30,7 +30,7 @@ WHY = {
     "overwritten": "It lost some voxels to another label's error, often at one side that its own shape does not show.",
     "leak": "A bulge changes sphericity and volume, less so in organs whose own shape varies.",
     "missing half": "Volume and eccentricity fall together where an organ is cut across its longest axis.",
-    "fragments": "A broken surface has a sphericity that no whole organ has: the easiest error.",
+    "fragments": "A broken surface has a sphericity that no whole organ has: the easiest error to see by shape.",
     "wrong organ": "Seen where the two organs differ in size or shape; by place nearly always.",
 }
 
