@@ -6,7 +6,7 @@ No graph outlives its window, and of each look only numbers are kept: memory doe
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,13 +17,15 @@ from monai.utils import convert_to_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from scripts.etta.objectives import class_counts, marginal, voxel_entropy, window_loss
+from scripts.etta.guard import Crop, Look, logits_of, look_at, verdict
+from scripts.etta.objectives import window_loss
 from scripts.etta.settings import ETTASettings
 from scripts.etta.windows import Grid, Window, choose, reference_windows
 from scripts.networks import unwrapped
 
 NORMALIZATION = (torch.nn.LayerNorm, torch.nn.GroupNorm, _BatchNorm, _InstanceNorm)
-Crop = Callable[[], torch.Tensor]
+ACCEPTED = "entropy fell"
+NOT_FINITE = "gradient not finite"
 LOSS_SCALE = 2.0**16  # a mean over a million voxels has gradients that half precision would round to zero
 
 
@@ -36,6 +38,8 @@ class Outcome:
         reason: why, or why not.
         entropy_before: mean voxel entropy by the network as it was, 0 to 1, on the reference windows.
         entropy_after: by the adapted network.
+        foreground_entropy_before: mean weighted by the probability of foreground, by the network as it was.
+        foreground_entropy_after: by the adapted network.
         seconds: that looking and adapting took, without the prediction itself.
         windows: reference windows looked at.
     """
@@ -44,30 +48,10 @@ class Outcome:
     reason: str
     entropy_before: float = float("nan")
     entropy_after: float = float("nan")
+    foreground_entropy_before: float = float("nan")
+    foreground_entropy_after: float = float("nan")
     seconds: float = 0.0
     windows: int = 0
-
-
-@dataclass(frozen=True)
-class Look:
-    """What a network predicts on the reference windows, in numbers; each list has one item a window.
-
-    Attributes:
-        entropy: mean voxel entropy.
-        foreground: predicted share of foreground; where channels overlap, that of the largest.
-        marginals: mean probabilities (C,).
-        counts: voxels of each class (C,).
-    """
-
-    entropy: list[float]
-    foreground: list[float]
-    marginals: list[torch.Tensor]
-    counts: list[torch.Tensor]
-
-    @property
-    def volumes(self) -> torch.Tensor:
-        """Voxels of each class over all windows, (C,)."""
-        return torch.stack(self.counts).sum(dim=0)
 
 
 class Snapshot:
@@ -168,56 +152,31 @@ def _adapt(
     every = settings.windows_per_step is None
     windows = grid.windows(image.shape[2:]) if every else reference_windows(grid, image)
     crops = [partial(_crop, image, window, device) for window in windows]
-    before = _look(network, crops, settings)
+    before = look_at(network, crops, settings)
     network.requires_grad_(False)
     for parameter in parameters:
         parameter.requires_grad_(True)
     torch.clear_autocast_cache()
     if settings.batch_statistics == "case":
         _take_statistics(network, crops)
-    finite = _descend(network, parameters, crops, before, settings)
-    after = _look(network, crops, settings)
-    reason = verdict(before, after, settings) if finite else "gradient not finite"
-    entropies = float(np.mean(before.entropy)), float(np.mean(after.entropy))
-    accepted = not reason or (finite and not settings.guard)
-    seconds = time.perf_counter() - start
-    return Outcome(accepted, reason or "entropy fell", *entropies, seconds, len(windows))
+    after = _descend(network, parameters, crops, before, settings)
+    reason = verdict(before, after, settings) if after else NOT_FINITE
+    after = after or before
+    return Outcome(
+        accepted=reason != NOT_FINITE and (not reason or not settings.guard),
+        reason=reason or ACCEPTED,
+        entropy_before=before.mean_entropy,
+        entropy_after=after.mean_entropy,
+        foreground_entropy_before=before.foreground_entropy,
+        foreground_entropy_after=after.foreground_entropy,
+        seconds=time.perf_counter() - start,
+        windows=len(windows),
+    )
 
 
 def _crop(image: torch.Tensor, window: Window, device: torch.device) -> torch.Tensor:
     """Cut a window out; copied, as a tensor that was made in inference mode cannot take part in a graph."""
     return image[(..., *window)].to(device, copy=True)
-
-
-def _logits(network: torch.nn.Module, crop: torch.Tensor) -> torch.Tensor:
-    """Run the network on a window and take its logits; of many outputs the first.
-
-    Raises:
-        ValueError: there are none.
-    """
-    output = network(crop)
-    logits = output[0] if isinstance(output, (tuple, list)) else output
-    if not isinstance(logits, torch.Tensor) or logits.ndim < 3:
-        raise ValueError(
-            f"{type(network).__name__} returns {type(logits).__name__}, not logits (B, C, ...): test-time adaptation "
-            "works with networks that return a tensor, or several of which the first is the prediction."
-        )
-    return logits
-
-
-@torch.no_grad()
-def _look(network: torch.nn.Module, crops: Sequence[Crop], settings: ETTASettings) -> Look:
-    """Predict each window and keep the numbers."""
-    look = Look([], [], [], [])
-    for crop in crops:
-        logits = _logits(network, crop())
-        counts = class_counts(logits, activation=settings.activation)
-        foreground = counts.max() if settings.activation == "sigmoid" else counts[1:].sum()
-        look.entropy.append(float(voxel_entropy(logits, activation=settings.activation).mean()))
-        look.foreground.append(float(foreground) / logits[:, 0].numel())
-        look.marginals.append(marginal(logits, activation=settings.activation))
-        look.counts.append(counts)
-    return look
 
 
 @torch.no_grad()
@@ -240,24 +199,46 @@ def _descend(
     crops: Sequence[Crop],
     before: Look,
     settings: ETTASettings,
-) -> bool:
-    """Take the optimizer's steps; return whether all gradients were finite."""
+) -> Look | None:
+    """Take the optimizer's steps, go back to the best; return what is seen there, None if a gradient was not finite."""
     kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[settings.optimizer]
     optimizer = kind(parameters, lr=settings.lr)
     generator = np.random.default_rng(settings.seed)
-    for _ in range(settings.steps):
+    found: list[tuple[Look, list[torch.Tensor]]] = []
+    for step in range(1, settings.steps + 1):
         chosen = range(len(crops))
         if settings.windows_per_step is not None:
             chosen = choose(before.entropy, before.foreground, count=settings.windows_per_step, generator=generator)
-        gradients = [torch.zeros_like(parameter) for parameter in parameters]
-        for index in chosen:
-            _accumulate(gradients, network, parameters, crops[index](), before.marginals[index], settings)
-        if not all(bool(gradient.isfinite().all()) for gradient in gradients):
-            return False
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient / (LOSS_SCALE * len(chosen))
+        if not _set_gradients(network, parameters, crops, chosen, before, settings):
+            return None
         optimizer.step()
-    return True
+        torch.clear_autocast_cache()
+        if settings.keep == "best" or step == settings.steps:
+            values = [parameter.detach().clone() for parameter in parameters]
+            found.append((look_at(network, crops, settings), values))
+    after, values = min(found, key=lambda item: item[0].foreground_entropy)
+    with torch.no_grad():
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)
+    torch.clear_autocast_cache()
+    return after
+
+
+def _set_gradients(
+    network: torch.nn.Module,
+    parameters: list[torch.nn.Parameter],
+    crops: Sequence[Crop],
+    chosen: Sequence[int],
+    before: Look,
+    settings: ETTASettings,
+) -> bool:
+    """Give parameters the mean gradient over the chosen windows; return whether all of it is finite."""
+    gradients = [torch.zeros_like(parameter) for parameter in parameters]
+    for index in chosen:
+        _accumulate(gradients, network, parameters, crops[index](), before.marginals[index], settings)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient / (LOSS_SCALE * len(chosen))
+    return all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
 def _accumulate(
@@ -270,7 +251,7 @@ def _accumulate(
 ) -> None:
     """Add one window's scaled gradients; its graph ends here."""
     loss = window_loss(
-        _logits(network, crop),
+        logits_of(network, crop),
         before,
         objective=settings.objective,
         activation=settings.activation,
@@ -281,21 +262,3 @@ def _accumulate(
     for total, gradient in zip(gradients, found, strict=True):
         if gradient is not None:
             total += gradient
-
-
-def verdict(before: Look, after: Look, settings: ETTASettings) -> str:
-    """Say why an adaptation is refused; "" if it is not.
-
-    Args:
-        before: look of the network as it was.
-        after: look of the adapted one, at the same windows.
-        settings: its `volume_band` and `min_voxels`.
-    """
-    if not np.mean(after.entropy) < np.mean(before.entropy):
-        return "entropy did not fall"
-    low, high = settings.volume_band
-    ratios = (after.volumes + settings.min_voxels) / (before.volumes + settings.min_voxels)
-    worst = int(ratios.log().abs().argmax())
-    if not (low <= float(ratios.min()) and float(ratios.max()) <= high):
-        return f"volume of class {worst} would change {float(ratios[worst]):.2f}-fold"
-    return ""

@@ -32,7 +32,8 @@ from scripts.etta.core import Outcome, adapted, affine_parameters
 from scripts.etta.settings import ETTASettings
 from scripts.etta.windows import Grid
 
-COLUMNS = ["case", "accepted", "reason", "entropy_before", "entropy_after", "seconds", "peak_memory_mb", "windows"]
+COLUMNS = ["case", "accepted", "reason", "entropy_before", "entropy_after", "foreground_entropy_before"]
+COLUMNS += ["foreground_entropy_after", "seconds", "peak_memory_mb", "windows"]
 MEANS = ("accepted", "entropy_before", "entropy_after", "seconds")
 logger = logging.getLogger(__name__)
 

@@ -50,6 +50,23 @@ def voxel_entropy(logits: torch.Tensor, *, activation: Activation) -> torch.Tens
     return (p * softplus(-logits) + (1 - p) * softplus(logits)).mean(dim=1) / math.log(2)
 
 
+def foreground_entropy(logits: torch.Tensor, *, activation: Activation) -> tuple[float, float]:
+    """Sum voxel entropy weighted by the probability of foreground, and sum the weights.
+
+    Most of an image is background of which the network is sure, whatever is wrong with its organs.
+
+    Args:
+        logits: of one window or more.
+        activation: softmax: foreground is what is not channel 0; sigmoid: the likeliest channel.
+
+    Shape:
+        (B, C, ...) becomes two numbers.
+    """
+    p = probabilities(logits, activation=activation)
+    weight = 1 - p[:, 0] if activation == "softmax" else p.amax(dim=1)
+    return float((weight * voxel_entropy(logits, activation=activation)).sum()), float(weight.sum())
+
+
 def marginal(logits: torch.Tensor, *, activation: Activation) -> torch.Tensor:
     """Return the mean probability of each channel.
 

@@ -8,16 +8,18 @@ from typing import Literal, get_args
 
 from scripts.etta.objectives import Activation, Objective
 
+Keep = Literal["best", "last"]
 Optimizer = Literal["adam", "sgd"]
 Statistics = Literal["trained", "case"]
 
 CHOICES = {
     "optimizer": Optimizer,
+    "keep": Keep,
     "objective": Objective,
     "activation": Activation,
     "batch_statistics": Statistics,
 }
-LEAST = {"steps": 0, "lr": 0, "hold": 0, "windows_per_step": 1, "min_voxels": 0, "seed": 0}
+LEAST = {"steps": 0, "lr": 0, "hold": 0, "min_fall": 0, "windows_per_step": 1, "min_voxels": 0, "seed": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +29,15 @@ class ETTASettings:
     Args:
         steps: of the optimizer; 0: the plain prediction, bit for bit.
         lr: learning rate.
+        keep: which step counts: the one after which the foreground's entropy was lowest, or the last.
         optimizer: made anew for each case.
         objective: see `scripts.etta.objectives.window_loss`.
-        hold: weight of the term that holds each window's class marginal to that of the unadapted network.
+        hold: weight of the term that holds each window's class marginal to that of the unadapted network; from the
+            second step on, as they are equal before the first.
         windows_per_step: windows whose gradients are averaged; None: all windows of the inferer, as the paper has it.
         activation: softmax for classes of which a voxel has one, sigmoid for channels that overlap.
         batch_statistics: of BatchNorm layers: as trained, or those of the case, as the paper's text has it.
+        min_fall: of the foreground's entropy, as a share of what it was; below it, the plain network predicts.
         volume_band: least and greatest ratio of a class's adapted volume to its plain one.
         min_voxels: added to both volumes before they are compared, so that a few voxels decide nothing.
         guard: False accepts every adaptation; for measuring what the guard is worth.
@@ -42,15 +47,17 @@ class ETTASettings:
         ValueError: a value is out of range.
     """
 
-    steps: int = 1
-    lr: float = 0.02
+    steps: int = 2
+    lr: float = 0.05
+    keep: Keep = "best"
     optimizer: Optimizer = "adam"
     objective: Objective = "entropy"
-    hold: float = 1.0
-    windows_per_step: int | None = 4
+    hold: float = 0.0
+    windows_per_step: int | None = 3
     activation: Activation = "softmax"
     batch_statistics: Statistics = "trained"
-    volume_band: Sequence[float] = (0.8, 1.25)
+    min_fall: float = 0.03
+    volume_band: Sequence[float] = (0.25, 4.0)
     min_voxels: int = 100
     guard: bool = True
     seed: int = 0

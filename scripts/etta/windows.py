@@ -14,8 +14,8 @@ from torch.nn.functional import pad
 
 Window = tuple[slice, ...]
 
-# Of the windows of the plain pass: two looks at them, besides the pass itself, keep the case below twice its time.
-REFERENCE_SHARE = 0.3
+# Of the windows of the plain pass: three looks at them, besides the pass itself, keep the case below twice its time.
+REFERENCE_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Grid:
 def reference_windows(grid: Grid, image: torch.Tensor) -> list[Window]:
     """Choose the windows that stand for the whole image before and after adaptation.
 
-    They lie side by side. Where that are more than three in ten of the inferer's own windows, those with the least
+    They lie side by side. Where that are more than a fifth of the inferer's own windows, those with the least
     variation of intensity, which is air and fat, are left out.
 
     Args:

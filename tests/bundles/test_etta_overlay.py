@@ -9,10 +9,11 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
+from scripts.etta import ETTASettings
 from tests.conftest import ROOT, TINY, TINY_TRAINING, bundle_workflow, run_bundle
 
 CONFIGS = ROOT / "bundles" / "swin_bob_btcv" / "configs"
-WILLING = {"etta_lr": 0.02, "etta_volume_band": [0, 100]}
+WILLING = {"etta_lr": 0.02, "etta_min_fall": 0, "etta_volume_band": [0, 100]}
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,13 @@ def test_both_overlays_differ_only_in_the_handlers_that_they_extend():
     one, other = (json.loads((CONFIGS / name).read_text()) for name in ("etta.json", "etta_evaluate.json"))
     assert one.pop("+handlers") == other.pop("+validate#handlers")
     assert one == other
+
+
+def test_overlay_sets_the_defaults_of_the_component():
+    overlay = json.loads((CONFIGS / "etta.json").read_text())
+    set_here = {name: overlay[f"etta_{name}"] for name in overlay["etta"] if not name.startswith("_")}
+    defaults = vars(ETTASettings())
+    assert {name: list(d) if isinstance(d := defaults[name], tuple) else d for name in set_here} == set_here
 
 
 FOREIGN = {

@@ -12,8 +12,9 @@ from monai.inferers import SimpleInferer, SlidingWindowInferer
 from torch import nn
 
 from scripts.etta import ETTAHandler, ETTAInferer, ETTASettings
-from scripts.etta.core import Look, affine_parameters, verdict
-from scripts.etta.objectives import divergence, voxel_entropy, window_loss
+from scripts.etta.core import affine_parameters
+from scripts.etta.guard import Look, verdict
+from scripts.etta.objectives import divergence, foreground_entropy, voxel_entropy, window_loss
 from scripts.etta.windows import Grid, choose, reference_windows
 from scripts.inference import CaseEvaluator
 
@@ -24,7 +25,7 @@ NORMS = {
     "layer": lambda: ChannelsLast(nn.LayerNorm(6)),
 }
 INFERER = SlidingWindowInferer(roi_size=(8, 8, 8), sw_batch_size=2, overlap=0.5, mode="gaussian")
-WILLING = ETTASettings(steps=2, lr=0.02, hold=0.0, volume_band=(0, 100))
+WILLING = ETTASettings(steps=2, lr=0.02, min_fall=0.0, volume_band=(0, 100))
 
 
 class ChannelsLast(nn.Module):
@@ -139,7 +140,7 @@ def test_a_batch_is_adapted_image_by_image():
 
 def test_seed_repeats_and_another_seed_draws_other_windows():
     network, x = Tiny().eval(), image(size=16)
-    results = [predict(network, x, ETTASettings(windows_per_step=1, seed=s, volume_band=(0, 99)))[0] for s in (0, 0, 1)]
+    results = [predict(network, x, ETTASettings(windows_per_step=1, seed=s, guard=False))[0] for s in (0, 0, 1)]
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
 
@@ -209,9 +210,10 @@ def test_case_statistics_replace_those_of_training():
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"lr": 5.0}, "volume of class"),
+        ({"lr": 5.0, "min_fall": 0.0}, "volume of class"),
+        ({"lr": 1e-4}, "entropy of the foreground fell by 0."),
         ({"lr": 0.0}, "entropy did not fall"),
-        ({"lr": 0.05, "objective": "balanced", "volume_band": (1, 1), "min_voxels": 0}, "volume of class"),
+        ({"lr": 0.05, "min_fall": 0.0, "volume_band": (1, 1), "min_voxels": 0}, "volume of class"),
     ],
 )
 def test_guard_refuses_and_the_plain_result_is_given_bit_for_bit(settings, reason):
@@ -229,8 +231,9 @@ def test_infinite_gradients_are_refused_even_without_a_guard():
     assert (outcome.accepted, outcome.reason) == (False, "gradient not finite")
 
 
-def look(entropy, counts):
-    return Look([entropy], [0.5], [torch.tensor([0.5])], [torch.tensor(counts)])
+def look(entropy, counts, foreground_entropy=None):
+    certainty = (entropy if foreground_entropy is None else foreground_entropy) * 7, 7.0
+    return Look([entropy], [certainty], [0.5], [torch.tensor([0.5])], [torch.tensor(counts)])
 
 
 @pytest.mark.parametrize(
@@ -242,10 +245,40 @@ def look(entropy, counts):
         (look(0.1, [1200, 300]), "volume of class 1 would change 0.67-fold"),
         (look(0.1, [700, 800]), "volume of class 1 would change 1.50-fold"),
         (look(0.1, [1000, 600]), ""),
+        (look(0.1, [1000, 500], 0.25), "entropy of the foreground fell by -25.0% only"),
+        (look(0.1, [1000, 500], 0.195), "entropy of the foreground fell by 2.5% only"),
+        (look(0.1, [1000, 500], 0.193), ""),
+        (look(0.1, [1000, 500], float("nan")), "entropy of the foreground fell by nan% only"),
     ],
 )
 def test_verdict(after, reason):
-    assert verdict(look(0.2, [1000, 500]), after, ETTASettings(volume_band=(0.7, 1.3), min_voxels=100)) == reason
+    settings = ETTASettings(volume_band=(0.7, 1.3), min_voxels=100, min_fall=0.03)
+    assert verdict(look(0.2, [1000, 500]), after, settings) == reason
+
+
+def test_foreground_entropy_of_windows_is_weighted_by_their_foreground():
+    sure, unsure = torch.tensor([9.0, -9.0]), torch.tensor([0.0, 0.0])
+    windows = [torch.stack([sure, unsure]).T[None], torch.stack([unsure, unsure]).T[None]]
+    sums = [foreground_entropy(window, activation="softmax") for window in windows]
+    assert Look([0.5, 1.0], sums, [], [], []).foreground_entropy == pytest.approx(1, abs=1e-4)
+    background_unsure = torch.tensor([[[0.0, -9.0], [0.0, 9.0]]])
+    total, weight = foreground_entropy(background_unsure, activation="softmax")
+    assert (total / weight, weight) == (pytest.approx(1 / 3, abs=1e-3), pytest.approx(1.5, abs=1e-3))
+    total, weight = foreground_entropy(background_unsure, activation="sigmoid")
+    assert weight == pytest.approx(1.5, abs=1e-3)
+
+
+def test_best_step_is_kept_unless_the_last_is_asked_for():
+    network, x = Tiny().eval(), image()
+    overshooting = {"lr": 0.5, "hold": 50.0, "windows_per_step": None, "guard": False}
+    entropies = {}
+    for steps in (1, 2, 3, 4):
+        for keep in ("best", "last"):
+            _, (outcome,) = predict(network, x, ETTASettings(steps=steps, keep=keep, **overshooting))
+            entropies[keep, steps] = outcome.foreground_entropy_after
+    last = [entropies["last", steps] for steps in (1, 2, 3, 4)]
+    assert [entropies["best", steps] for steps in (1, 2, 3, 4)] == list(np.minimum.accumulate(last))
+    assert last != sorted(last, reverse=True)  # some step overshoots: otherwise this shows nothing
 
 
 # Objectives
@@ -324,7 +357,7 @@ def test_windows_are_those_that_the_inferer_passes_to_the_network(size, overlap)
 
 
 def test_reference_windows_cover_the_image_side_by_side():
-    covered = torch.zeros(1, 1, 16, 16, 24)
+    covered = torch.zeros(1, 1, 8, 16, 16)
     windows = reference_windows(Grid.of(INFERER, covered.shape[2:]), covered)
     for window in windows:
         covered[(..., *window)] += 1
@@ -336,7 +369,7 @@ def test_reference_windows_leave_out_air_when_they_are_too_many():
     x[..., 16:] = torch.rand(1, 1, 32, 32, 16)
     inferer = SlidingWindowInferer(roi_size=8, overlap=0.0)
     windows = reference_windows(Grid.of(inferer, x.shape[2:]), x)
-    assert len(windows) == 19
+    assert len(windows) == 12
     assert all(window[2].start >= 16 for window in windows)
 
 
@@ -453,6 +486,8 @@ def test_table_of_an_earlier_run_is_replaced_and_other_ranks_do_not_write(tmp_pa
         ({"lr": float("nan")}, "lr is nan: give 0 or more."),
         ({"windows_per_step": 0}, "windows_per_step is 0: give 1 or more."),
         ({"objective": "energy"}, "objective is 'energy': give one of entropy, balanced, confident."),
+        ({"min_fall": -0.1}, "min_fall is -0.1: give 0 or more."),
+        ({"keep": "first"}, "keep is 'first': give one of best, last."),
         ({"optimizer": "lion"}, "optimizer is 'lion': give one of adam, sgd."),
         ({"volume_band": (1.2, 1.5)}, "volume_band is [1.2, 1.5]: give two ratios, one below 1 and one above."),
     ],

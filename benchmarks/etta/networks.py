@@ -1,0 +1,130 @@
+"""The networks of `benchmarks.etta_shift`, trained with the bundle's own commands, and their test cases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from monai.data import MetaTensor
+from monai.networks.nets import SwinUNETR
+from monai.transforms import CenterSpatialCropd, Compose, CropForegroundd, Orientationd, ScaleIntensityRanged
+
+from benchmarks.etta.shifts import warped
+from scripts.transforms import LoadVolumed, Spacingd
+from scripts.weights import load_weights
+from tools.demo import PAIR, PHANTOMS, REDUCED_NETWORK, REDUCED_TRAINING, run, write_pair
+from tools.phantom import write_cohort
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "demo" / "etta"
+CT = ROOT.parent / "shared" / "data" / "ct_torso"
+ARCHITECTURE = {"in_channels": 1, "out_channels": 14, "feature_size": 12, "depths": (1, 1, 1, 1), "window_size": 4}
+WINDOW = 64
+UNSEEN = 1000  # seed of the phantoms that are tested on; no training and no tuning saw them
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is made.
+
+    Attributes:
+        seed: of its phantoms and its training.
+        epochs: of training.
+        start: network to fine-tune on the real scan; None: trained on phantoms.
+        spacing_mm: of its grid.
+    """
+
+    seed: int
+    epochs: int
+    start: str | None = None
+    spacing_mm: float = 4.0
+
+
+RECIPES = {
+    "well trained": Recipe(seed=0, epochs=45),
+    "under-trained": Recipe(seed=7, epochs=25),
+    "real CT": Recipe(seed=0, epochs=60, start="well trained", spacing_mm=5.0),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A case to test a network on.
+
+    Attributes:
+        network: key of `RECIPES`.
+        number: of the case; of the real scan, 0 is itself and the others are bent.
+        image: file of the image.
+        label: file of its label map.
+    """
+
+    network: str
+    number: int
+    image: Path
+    label: Path
+
+
+def checkpoint(name: str) -> Path:
+    """Return where a network's weights are."""
+    return FOLDER / name.replace(" ", "_") / "models" / "model.pt"
+
+
+def train(name: str) -> None:
+    """Train a network, unless its weights are there."""
+    path, recipe = checkpoint(name), RECIPES[name]
+    if path.is_file():
+        return
+    out = path.parents[1]
+    schedule = PHANTOMS
+    if recipe.start is None:
+        write_cohort(out / "data", cases=10, seed=recipe.seed)
+    else:
+        write_pair(out / "data", CT / "image.nii.gz", CT / "label_btcv13.nii.gz")
+        schedule = {**PAIR, "pretrained": str(checkpoint(recipe.start))}
+    settings = {**REDUCED_NETWORK, **REDUCED_TRAINING, **schedule, "seed": recipe.seed, "max_epochs": recipe.epochs}
+    settings |= {"spacing_mm": [recipe.spacing_mm] * 3, "val_interval": recipe.epochs // 5}
+    settings |= {"dataset_dir": str(out / "data"), "ckpt_dir": str(path.parent), "output_dir": str(out / "runs")}
+    run(settings, "train.json")
+
+
+@cache
+def network(name: str) -> torch.nn.Module:
+    """Load a network."""
+    module = SwinUNETR(**ARCHITECTURE)
+    load_weights(module, str(checkpoint(name)))
+    return module.eval()
+
+
+def cases(name: str, count: int) -> list[Case]:
+    """List the cases of a network: phantoms that nothing was trained on, or the real scan, itself and bent."""
+    if RECIPES[name].start is not None:
+        return [Case(name, number, CT / "image.nii.gz", CT / "label_btcv13.nii.gz") for number in range(count)]
+    folder = FOLDER / "phantoms"
+    write_cohort(folder, cases=count + 2, seed=UNSEEN)
+    images = sorted((folder / "imagesTr").iterdir())[:count]
+    return [Case(name, n, image, folder / "labelsTr" / image.name) for n, image in enumerate(images)]
+
+
+@cache
+def read(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bring a case to its network's grid and keep the middle window, which is most of it.
+
+    Shape:
+        image (1, 1, X, Y, Z), label (X, Y, Z).
+    """
+    keys, recipe = ["image", "label"], RECIPES[case.network]
+    transform = Compose(
+        [
+            LoadVolumed(keys),
+            Orientationd(keys, axcodes="RAS", labels=(("L", "R"), ("P", "A"), ("I", "S"))),
+            Spacingd(keys, pixdim=[recipe.spacing_mm] * 3, mode=["bilinear", "nearest"]),
+            ScaleIntensityRanged("image", -175, 250, 0, 1, clip=True),
+            CropForegroundd(keys, source_key="image"),
+            CenterSpatialCropd(keys, roi_size=(WINDOW,) * 3),
+        ]
+    )
+    data = transform({"image": str(case.image), "label": str(case.label)})
+    image, label = (MetaTensor(data[key]).as_tensor() for key in keys)
+    return warped(image[None].float(), label[0].long(), seed=case.number if recipe.start else 0)
