@@ -21,16 +21,17 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from benchmarks.solf_quality_report import draw, markdown
+from benchmarks.solf.quality_report import draw, markdown
 from scripts.cases import write_table
 from scripts.files import atomic_path
 from scripts.labels import ORGANS
 from scripts.solf.anatomy import with_anatomy
+from scripts.solf.evaluation import label_dice
 from scripts.solf.features import label_shape_features
 from scripts.solf.fitting import fit_thresholds
 from scripts.solf.thresholds import ANATOMY, FEATURES, SHAPE, judge
 from tools.label_body import SPACING_MM, draw_label_map
-from tools.label_errors import inject_errors, label_dice
+from tools.label_errors import inject_errors
 
 RESULTS = Path(__file__).parent / "results"
 TUNING_SEED, REPORT_SEED, CLEAN_SEED = 1, 2, 3

@@ -8,6 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from scripts.labels import ORGANS, left_right_pairs
+from scripts.solf.evaluation import label_dice
 from tools.label_anatomy import TISSUES
 
 WRONG_BELOW_DICE = 0.9
@@ -100,15 +101,6 @@ def spoil(
         return _exchange(label, value, int(rng.choice(near))) if near else ()
     KINDS[kind](label, value, rng, spacing)
     return (value,)
-
-
-def label_dice(label: np.ndarray, truth: np.ndarray) -> dict[int, float]:
-    """Return the Dice of every label but 0 that one of two maps of one shape has, ascending."""
-    n = int(max(label.max(initial=0), truth.max(initial=0))) + 1
-    true, differs = np.bincount(truth.ravel(), minlength=n), label != truth
-    both = true - np.bincount(truth[differs], minlength=n)
-    own = both + np.bincount(label[differs], minlength=n)
-    return {int(k): float(2 * both[k] / (own[k] + true[k])) for k in np.flatnonzero(own + true) if k}
 
 
 def _half(label: np.ndarray, value: int, rng: np.random.Generator, spacing_mm: np.ndarray) -> None:

@@ -94,15 +94,16 @@ class FilterScores(CaseHandler):
         for item, _ in decollated(engine):
             case = case_name(item)
             decisions = self.network.decide(item["features"].cpu().numpy())
-            rows = decisions.assign(case=case, dice=self._dice(item, decisions["label"].to_numpy(), case))
+            rows = decisions.assign(case=case, dice=decisions["label"].map(self._dice(item, case)))
             remember(self._cases, case, source=source_path(item, key=self.image_key), value=rows)
 
-    def _dice(self, item: Mapping[str, Any], labels: np.ndarray, case: str) -> np.ndarray:
+    def _dice(self, item: Mapping[str, Any], case: str) -> dict[int, float]:
+        """Return the Dice of the labels with the manual ones; nothing where there are none."""
         if self.label_key not in item:
-            return np.full(len(labels), np.nan)
+            return {}
         raw, manual = (label_array(item, key, case=case) for key in (self.image_key, self.label_key))
         check_same_grid(raw, manual, case=case, name="manual label map")
-        return label_dice(raw.array, manual.array)[labels]
+        return label_dice(raw.array, manual.array)
 
     def _finish(self, engine: Engine) -> None:
         """Bring the decisions of all ranks together, write them and set the metrics."""
@@ -125,12 +126,13 @@ class FilterScores(CaseHandler):
             logger.info("%s", ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
 
 
-def label_dice(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return the Dice of each label id 0..255 of two maps of one shape; NaN for what neither has."""
-    sizes = np.bincount(one.ravel(), minlength=256) + np.bincount(other.ravel(), minlength=256)
-    common = np.bincount(one[one == other], minlength=256)
-    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN of the docstring
-        return 2 * common / sizes
+def label_dice(label: np.ndarray, truth: np.ndarray) -> dict[int, float]:
+    """Return the Dice of every label but 0 that one of two maps of one shape has, ascending."""
+    n = int(max(label.max(initial=0), truth.max(initial=0))) + 1
+    true, differs = np.bincount(truth.ravel(), minlength=n), label != truth
+    both = true - np.bincount(truth[differs], minlength=n)
+    own = both + np.bincount(label[differs], minlength=n)
+    return {int(k): float(2 * both[k] / (own[k] + true[k])) for k in np.flatnonzero(own + true) if k}
 
 
 def read_errors(path: str | Path) -> pd.DataFrame:

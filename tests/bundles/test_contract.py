@@ -55,7 +55,7 @@ def tiny(bundle):
 def bases(bundle, name):
     """Return the configs that an overlay is laid upon."""
     if bundle.name == "solf_filter":
-        return ["inference.json"]
+        return ["inference.json" if "evaluate" in name else "train.json"]
     if name.endswith("train.json") or "evaluate" in name:
         return ["train.json"]
     return ["train.json", "inference.json"]

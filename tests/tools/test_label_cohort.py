@@ -7,11 +7,12 @@ import pytest
 from scipy import ndimage
 
 from scripts.labels import ORGANS
+from scripts.solf.evaluation import label_dice
 from scripts.solf.features import label_shape_features
 from tools.label_anatomy import IDS, TISSUES
 from tools.label_body import SPACING_MM, draw_label_map
 from tools.label_cohort import main, make_cohort, make_subject
-from tools.label_errors import KINDS, PARTNERS, WRONG_BELOW_DICE, inject_errors, label_dice, spoil
+from tools.label_errors import KINDS, PARTNERS, WRONG_BELOW_DICE, inject_errors, spoil
 
 PERSONS = 16
 ADULT_ML = {
@@ -254,13 +255,6 @@ def test_without_errors_the_map_stays(persons):
     dirty, errors = inject_errors(persons[0].clean, rate=0, rng=np.random.default_rng(0), spacing_mm=SPACING_MM)
     assert np.array_equal(dirty, persons[0].clean)
     assert errors == []
-
-
-def test_dice_is_that_of_two_overlapping_boxes():
-    one, other = np.zeros((2, 10, 10, 10), np.uint8)
-    one[:4], other[2:6] = 3, 3
-    one[9], other[8] = 7, 9
-    assert label_dice(one, other) == {3: 0.5, 7: 0.0, 9: 0.0}
 
 
 def test_cohort_is_the_same_twice_and_a_larger_one_begins_with_it(tmp_path):
