@@ -2,7 +2,8 @@
 
 Cases per second, side by side in rounds that take turns: a plain loop in one process, the journal around it, one and
 all cores of this machine, and two workers behind a Dask scheduler; on label maps of phantoms and, for what a case costs
-besides its own work, on a function that does nothing. Then seconds and memory of fitting thresholds to simulated tables
+besides its own work, on a function that does nothing. `machine_load` tells whether the machine was free: with a load of
+more than the cores, processor time (`cpu_ms_per_case`, of all processes) says more than the clock. Then seconds and memory of fitting thresholds to simulated tables
 of 100 to 51,761 subjects with 71 organs each, as they are read from `features.parquet`.
 """
 
@@ -25,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 from dask.system import CPU_COUNT
 from distributed import Client
 from matplotlib.figure import Figure
@@ -124,24 +126,32 @@ def throughput(rounds: int, count: int) -> pd.DataFrame:
         ways["Dask scheduler, 2 workers"] = partial(on_dask, client=far, remote=True)
         work = {"label map": (measure, cases), "nothing": (nothing, cases)}
         pairs = [(kind, way) for kind in work for way in ways]
-        times: dict[tuple[str, str], list[float]] = {pair: [] for pair in pairs}
+        times: dict[tuple[str, str], list[tuple[float, float]]] = {pair: [] for pair in pairs}
         turns = [pair for n in range(rounds + 1) for pair in (pairs if n % 2 else pairs[::-1])]
         for number, (kind, way) in enumerate(tqdm(turns, unit="turn")):
             with Journal(folder / f"{number}.sqlite", settings="") as journal:
-                start = time.perf_counter()
+                start, cpu = time.perf_counter(), _cpu_seconds()
                 ways[way](*work[kind], journal)
-                times[kind, way].append(time.perf_counter() - start)
+                times[kind, way].append((time.perf_counter() - start, _cpu_seconds() - cpu))
     return _throughput_table({turn: found[1:] for turn, found in times.items()}, count)
 
 
-def _throughput_table(times: dict[tuple[str, str], list[float]], count: int) -> pd.DataFrame:
+def _cpu_seconds() -> float:
+    """Return the processor time of this process and all it started, which other programs hardly change."""
+    me = psutil.Process()
+    return sum(sum(process.cpu_times()[:2]) for process in (me, *me.children(recursive=True)))
+
+
+def _throughput_table(times: dict[tuple[str, str], list[tuple[float, float]]], count: int) -> pd.DataFrame:
     """Compare the fastest rounds, which others on the machine disturb least; the first one loads the code."""
     rows = []
     for (kind, way), found in times.items():
-        row = {"case": kind, "way": way, "cases_per_second": count / min(found)}
-        row |= {"over_plain_loop": min(times[kind, PLAIN]) / min(found), "ms_per_case": 1000 * min(found) / count}
-        rows.append(row | {"slowest_over_fastest": max(found) / min(found)})
-    return pd.DataFrame(rows)
+        seconds, cpu_seconds = zip(*found, strict=True)
+        row = {"case": kind, "way": way, "cases_per_second": count / min(seconds)}
+        row["over_plain_loop"] = min(times[kind, PLAIN])[0] / min(seconds)
+        row |= {"ms_per_case": 1000 * min(seconds) / count, "cpu_ms_per_case": 1000 * min(cpu_seconds) / count}
+        rows.append(row | {"slowest_over_fastest": max(seconds) / min(seconds)})
+    return pd.DataFrame(rows).assign(machine_load=os.getloadavg()[2])
 
 
 def fit_table() -> pd.DataFrame:

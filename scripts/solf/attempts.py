@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import NamedTuple
 
 import cloudpickle
@@ -47,8 +48,9 @@ def attempt_alone(packed: bytes, case: Mapping[str, str]) -> Outcome:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-m", "scripts.solf.attempts"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
-        process.stdin.write(len(task).to_bytes(_SIZE_BYTES) + task)
-        process.stdin.flush()  # and stays open: its end tells the process that this one is gone
+        with suppress(BrokenPipeError):  # it died already: its exit code tells
+            process.stdin.write(len(task).to_bytes(_SIZE_BYTES) + task)
+            process.stdin.flush()  # and stays open: its end tells the process that this one is gone
         answer = process.stdout.read()
         code = process.wait()
     if code != 0:
@@ -70,14 +72,22 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+def _read(size: int) -> bytes:
+    """Read exactly `size` bytes, or end because the worker is gone."""
+    data = b""
+    while len(data) < size:
+        part = sys.stdin.buffer.raw.read(size - len(data))
+        if not part:
+            os._exit(1)
+        data += part
+    return data
+
+
 def main() -> None:
     """Answer one task from standard input; what the function prints goes to standard error."""
     answers = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    size = int.from_bytes(sys.stdin.buffer.raw.read(_SIZE_BYTES))
-    task = b""
-    while len(task) < size:
-        task += sys.stdin.buffer.raw.read(size - len(task))
+    task = _read(int.from_bytes(_read(_SIZE_BYTES)))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     packed, case = cloudpickle.loads(task)
     outcome = attempt(cloudpickle.loads(packed), case)
