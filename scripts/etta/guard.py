@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from scripts.etta.objectives import class_counts, foreground_entropy, marginal, voxel_entropy
+from scripts.etta.objectives import class_counts, foreground_weight, marginal, voxel_entropy
 from scripts.etta.settings import ETTASettings
 
 Crop = Callable[[], torch.Tensor]
@@ -20,14 +20,14 @@ class Look:
 
     Attributes:
         entropy: mean voxel entropy.
-        certainty: sums that give the entropy of the foreground: of weighted entropies, and of the weights.
+        weighted: sum of entropies weighted by the probability of foreground, and sum of the weights.
         foreground: predicted share of foreground; where channels overlap, that of the largest.
         marginals: mean probabilities (C,).
         counts: voxels of each class (C,).
     """
 
     entropy: list[float] = field(default_factory=list)
-    certainty: list[tuple[float, float]] = field(default_factory=list)
+    weighted: list[tuple[float, float]] = field(default_factory=list)
     foreground: list[float] = field(default_factory=list)
     marginals: list[torch.Tensor] = field(default_factory=list)
     counts: list[torch.Tensor] = field(default_factory=list)
@@ -40,7 +40,7 @@ class Look:
     @property
     def foreground_entropy(self) -> float:
         """The same, each voxel weighted by its probability of foreground."""
-        total, weight = np.sum(self.certainty, axis=0)
+        total, weight = np.sum(self.weighted, axis=0)
         return float(total / max(weight, np.finfo(float).tiny))
 
     @property
@@ -57,8 +57,10 @@ def look_at(network: torch.nn.Module, crops: Sequence[Crop], settings: ETTASetti
         logits = logits_of(network, crop())
         counts = class_counts(logits, activation=settings.activation)
         foreground = counts.max() if settings.activation == "sigmoid" else counts[1:].sum()
-        look.entropy.append(float(voxel_entropy(logits, activation=settings.activation).mean()))
-        look.certainty.append(foreground_entropy(logits, activation=settings.activation))
+        entropy = voxel_entropy(logits, activation=settings.activation)
+        weight = foreground_weight(logits, activation=settings.activation)
+        look.entropy.append(float(entropy.mean()))
+        look.weighted.append((float((weight * entropy).sum()), float(weight.sum())))
         look.foreground.append(float(foreground) / logits[:, 0].numel())
         look.marginals.append(marginal(logits, activation=settings.activation))
         look.counts.append(counts)

@@ -50,8 +50,8 @@ def voxel_entropy(logits: torch.Tensor, *, activation: Activation) -> torch.Tens
     return (p * softplus(-logits) + (1 - p) * softplus(logits)).mean(dim=1) / math.log(2)
 
 
-def foreground_entropy(logits: torch.Tensor, *, activation: Activation) -> tuple[float, float]:
-    """Sum voxel entropy weighted by the probability of foreground, and sum the weights.
+def foreground_weight(logits: torch.Tensor, *, activation: Activation) -> torch.Tensor:
+    """Return the probability that a voxel is foreground, as a weight of its entropy.
 
     Most of an image is background of which the network is sure, whatever is wrong with its organs.
 
@@ -60,11 +60,10 @@ def foreground_entropy(logits: torch.Tensor, *, activation: Activation) -> tuple
         activation: softmax: foreground is what is not channel 0; sigmoid: the likeliest channel.
 
     Shape:
-        (B, C, ...) becomes two numbers.
+        (B, C, ...) becomes (B, ...).
     """
     p = probabilities(logits, activation=activation)
-    weight = 1 - p[:, 0] if activation == "softmax" else p.amax(dim=1)
-    return float((weight * voxel_entropy(logits, activation=activation)).sum()), float(weight.sum())
+    return 1 - p[:, 0] if activation == "softmax" else p.amax(dim=1)
 
 
 def marginal(logits: torch.Tensor, *, activation: Activation) -> torch.Tensor:

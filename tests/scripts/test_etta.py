@@ -13,8 +13,8 @@ from torch import nn
 
 from scripts.etta import ETTAHandler, ETTAInferer, ETTASettings
 from scripts.etta.core import affine_parameters
-from scripts.etta.guard import Look, verdict
-from scripts.etta.objectives import divergence, foreground_entropy, voxel_entropy, window_loss
+from scripts.etta.guard import Look, look_at, verdict
+from scripts.etta.objectives import divergence, foreground_weight, voxel_entropy, window_loss
 from scripts.etta.windows import Grid, choose, reference_windows
 from scripts.inference import CaseEvaluator
 
@@ -256,16 +256,26 @@ def test_verdict(after, reason):
     assert verdict(look(0.2, [1000, 500]), after, settings) == reason
 
 
-def test_foreground_entropy_of_windows_is_weighted_by_their_foreground():
-    sure, unsure = torch.tensor([9.0, -9.0]), torch.tensor([0.0, 0.0])
-    windows = [torch.stack([sure, unsure]).T[None], torch.stack([unsure, unsure]).T[None]]
-    sums = [foreground_entropy(window, activation="softmax") for window in windows]
-    assert Look([0.5, 1.0], sums, [], [], []).foreground_entropy == pytest.approx(1, abs=1e-4)
-    background_unsure = torch.tensor([[[0.0, -9.0], [0.0, 9.0]]])
-    total, weight = foreground_entropy(background_unsure, activation="softmax")
-    assert (total / weight, weight) == (pytest.approx(1 / 3, abs=1e-3), pytest.approx(1.5, abs=1e-3))
-    total, weight = foreground_entropy(background_unsure, activation="sigmoid")
-    assert weight == pytest.approx(1.5, abs=1e-3)
+@pytest.mark.parametrize(("activation", "expected"), [("softmax", [2 / 3, 0.75]), ("sigmoid", [0.5, 0.75])])
+def test_foreground_is_what_is_not_background_or_the_likeliest_channel(activation, expected):
+    logits = torch.tensor([[0.0, 0.0], [0.0, -99.0], [0.0, np.log(3)]])[None]
+    torch.testing.assert_close(foreground_weight(logits, activation=activation)[0], torch.tensor(expected))
+
+
+def test_foreground_entropy_is_that_of_all_windows_together():
+    both = Look([0.2, 0.4], [(3.0, 4.0), (1.0, 16.0)])
+    assert both.foreground_entropy == pytest.approx(4 / 20)
+    assert both.mean_entropy == pytest.approx(0.3)
+    assert Look([0.2], [(0.0, 0.0)]).foreground_entropy == 0
+
+
+def test_look_weighs_entropy_by_the_foreground():
+    network, x = Tiny().eval(), image(size=8)
+    look = look_at(network, [lambda: x], ETTASettings())
+    p = network(x).detach().double().softmax(1)
+    entropy = -(p * p.log()).sum(1) / np.log(3)
+    assert look.foreground_entropy == pytest.approx(float((entropy * (1 - p[:, 0])).sum() / (1 - p[:, 0]).sum()))
+    assert look.mean_entropy == pytest.approx(float(entropy.mean()))
 
 
 def test_best_step_is_kept_unless_the_last_is_asked_for():
