@@ -21,13 +21,14 @@ from tests.conftest import ROOT, SHARED_DATA, TINY, TINY_TRAINING, bundle_workfl
 
 BUNDLE = "swin_bob_brats"
 CONFIGS = ROOT / "bundles" / BUNDLE / "configs"
+SMALL = {**TINY, "patch_size": [32, 64, 32]}
 CASE = "BraTS-GLI-00003-000"
 WILLING = {"etta#guard": False}
 
 
 def training_settings(data, folder, **more):
     return {
-        **TINY,
+        **SMALL,
         **TINY_TRAINING,
         "dataset_dir": str(data),
         "ckpt_dir": str(folder / "models"),
@@ -46,7 +47,7 @@ def trained(brain_data, tmp_path_factory):
 
 def infer(trained, source, out, *overlays, **more):
     ckpt_path = str(trained / "models" / "model.pt")
-    settings = {**TINY, "input": str(source), "output_dir": str(out), "ckpt_path": ckpt_path, **more}
+    settings = {**SMALL, "input": str(source), "output_dir": str(out), "ckpt_path": ckpt_path, **more}
     return run_bundle(BUNDLE, ["inference.json", *overlays], kind="infer", **settings)
 
 
@@ -128,7 +129,7 @@ def test_older_labels_give_the_same_regions_and_the_log_names_them(brain_data, o
     newer = training_case(brain_data, tmp_path)
     with caplog.at_level(logging.INFO):
         older = training_case(older_data, tmp_path)
-    assert newer["label"].shape == (3, 64, 64, 64)
+    assert newer["label"].shape == (3, 32, 64, 32)
     assert [int(channel.sum()) > 0 for channel in newer["label"]] == [True] * 3
     assert torch.equal(older["label"], newer["label"])
     assert torch.equal(older["image"], newer["image"])
@@ -149,7 +150,7 @@ def test_channels_are_z_scores_of_the_brain_alone(brain_data, tmp_path):
 
 def test_fine_tuning_takes_weights_of_one_channel_and_another_head(brain_data, tmp_path, caplog):
     torch.manual_seed(0)
-    other = bundle_workflow("swin_bob_btcv", ["inference.json"], kind="infer", **TINY)
+    other = bundle_workflow("swin_bob_btcv", ["inference.json"], kind="infer", **SMALL)
     other.initialize()
     given = other.network_def.state_dict()
     torch.save(given, tmp_path / "btcv.pt")
@@ -269,7 +270,7 @@ def test_four_parts_alone_give_the_label_map_of_the_bundle(brain_data, trained, 
     """MONAI Label and Deploy parse these four without the metadata."""
     parser = ConfigParser()
     parser.read_config(str(CONFIGS / "inference.json"))
-    parser.update({**TINY, "output_dir": str(tmp_path)})
+    parser.update({**SMALL, "output_dir": str(tmp_path)})
     network, preprocessing, inferer, postprocessing = (
         parser.get_parsed_content(part) for part in ("network_def", "preprocessing", "inferer", "postprocessing")
     )
