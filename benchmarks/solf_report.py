@@ -211,7 +211,7 @@ def main() -> int:
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             report = Path(folder) / "qc"
             rows.append({"cases": cases, **json.loads(done.stdout), **sizes(report), **browse(report)})
-    table = pd.DataFrame(rows).set_index("cases").round(2).T
+    table = pd.DataFrame(rows).set_index("cases").T.map(lambda value: f"{value:.4g}")
     logger.info("%s", table.to_string())
     packages = ", ".join(f"{name} {version(name)}" for name in ("bokeh", "itables", "selenium", "pandas", "numpy"))
     logger.info("Python %s, %s", platform.python_version(), packages)

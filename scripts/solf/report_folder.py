@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 ASSETS = Path(__file__).with_name("report_assets")
-DIGITS = 4
+DIGITS, LEAST = 4, 1e-99
 _TEMPORARY = ".tmp-qc-"
 _LIBRARIES = {
     "bokeh.min.js": ("bokeh", "bokeh/server/static/js/bokeh.min.js"),
@@ -93,13 +93,13 @@ def packed_decimals(column: np.ndarray) -> dict[str, Any]:
     """Return floats with DIGITS digits, compressed: as the page shows them, and half of what float32 takes.
 
     Args:
-        column: (N,); what is not finite becomes NaN.
+        column: (N,); what is not finite becomes NaN, what is below LEAST 0.
 
     Returns:
         `mantissa` and `exponent`; a value is mantissa x 10^exponent, and NaN where the exponent is -128.
     """
     known = np.isfinite(column)
-    sizes = np.where(known & (column != 0), np.abs(column), 1.0)
+    sizes = np.where(known & (np.abs(column) > LEAST), np.abs(column), 1.0)
     exponents = np.floor(np.log10(sizes)) - (DIGITS - 1)
     mantissas = np.round(np.where(known, column, 0.0) * 10.0**-exponents)
     longer = np.abs(mantissas) >= 10**DIGITS  # 9999.6 became 10000

@@ -57,8 +57,9 @@ qc.charts = {
     const top = one.kept.map((kept, bin) => kept + one.rejected[bin]);
     const source = new Bokeh.ColumnDataSource({ data: {
       left, right: left.map((x) => x + step), kept: one.kept, rejected: one.rejected, top,
+      range: left.map((x) => `${qc.number(x)} to ${qc.number(x + step)}`),
     } });
-    const tooltips = [[qc.words(feature), "@left{0.0000a} to @right{0.0000a}"], ["kept", "@kept"], ["rejected", "@rejected"]];
+    const tooltips = [[qc.words(feature), "@range"], ["kept", "@kept"], ["rejected", "@rejected"]];
     const plot = this.figure({
       x_range: new Bokeh.Range1d({ start: one.start, end: one.stop }), y_range: new Bokeh.DataRange1d({ start: 0 }),
       x_axis_label: qc.words(feature), y_axis_label: "labels", tools: [new Bokeh.HoverTool({ tooltips })],

@@ -27,6 +27,7 @@ const qc = {
 
   /* Undo packed() and packed_json() of report_folder.py. */
   async unpack(column) {
+    if (!window.DecompressionStream) throw new Error("This browser is too old for tables: use one of 2023 or later.");
     const bytes = Uint8Array.from(atob(column.data), (c) => c.charCodeAt(0));
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
     const planes = new Uint8Array(await new Response(stream).arrayBuffer());
@@ -64,7 +65,9 @@ const qc = {
   },
 
   /* A number of packed_decimals(). */
-  decimal: ({ mantissa, exponent }, row) => (exponent[row] === -128 ? NaN : Number(`${mantissa[row]}e${exponent[row]}`)),
+  decimal({ mantissa, exponent }, row) {
+    return exponent[row] === -128 ? NaN : Number(`${mantissa[row]}e${exponent[row]}`);
+  },
 
   searched: (text) => text.toLowerCase().replaceAll("_", " ").trim(),
   words: (name) => String(name).replaceAll("_", " "),

@@ -11,9 +11,12 @@ qc.tables = {
 
   textColumn: (title, data, options = {}) => ({ title, data, type: "string", render: qc.tables.text, ...options }),
 
-  /* A column of texts that link to link(row). */
-  linkColumn: (title, data, link) => qc.tables.textColumn(title, data, {
-    createdCell: (cell, text, row) => cell.replaceChildren(qc.element("a", { href: link(row), textContent: text })),
+  /* Make the cells of a column links to link(row). */
+  linked: (column, link) => ({
+    ...column,
+    createdCell(cell, _, row) {
+      cell.replaceChildren(qc.element("a", { href: link(row), textContent: cell.textContent }));
+    },
   }),
 
   make(place, options, below = { bottomStart: null, bottomEnd: null }) {
@@ -28,9 +31,9 @@ qc.tables = {
       data: overview.organs, order: [[4, "desc"]],
       columns: [
         this.column("id", "label", String),
-        this.linkColumn("organ", (row) => qc.words(row.organ), (row) => `#distributions/${row.label}`),
+        this.linked(this.textColumn("organ", (row) => qc.words(row.organ)), (row) => `#distributions/${row.label}`),
         this.column("labels", "labels", qc.count),
-        this.column("rejected", "rejected", qc.count),
+        this.linked(this.column("rejected", "rejected", qc.count), (row) => `#cases/${qc.words(row.organ)}`),
         this.column("share", (row) => (row.labels ? row.rejected / row.labels : 0), qc.percent),
         ...features,
         this.column("fitted on", (row) => row.subjects, (n) => (n === null ? "–" : qc.count(n))),
@@ -89,7 +92,8 @@ qc.tables = {
   fitting(index, organs) {
     const text = qc.searched(document.getElementById("case-text").value);
     const decision = document.getElementById("case-decision").value;
-    const wanted = new Set([...organs].filter(([, organ]) => qc.searched(organ).includes(text)).map(([label]) => label));
+    const named = [...organs].filter(([, organ]) => qc.searched(organ).includes(text));
+    const wanted = new Set(named.map(([label]) => label));
     const passes = {
       all: () => true, rejected: (row) => index.rejected[row] > 0, dropped: (row) => index.dropped[row] > 0,
       kept: (row) => !index.rejected[row] && !index.dropped[row],
@@ -111,7 +115,7 @@ qc.tables = {
       return names.join(", ") + (labels.length > 6 ? ` and ${labels.length - 6} more` : "");
     };
     return [
-      this.linkColumn("case", (row) => index.names[row], (row) => `#case/${row}`),
+      this.linked(this.textColumn("case", (row) => index.names[row]), (row) => `#case/${row}`),
       this.column("labels", (row) => index.labels[row], qc.count),
       this.column("rejected", (row) => index.rejected[row], qc.count),
       this.textColumn("decision", state),
@@ -128,14 +132,14 @@ qc.tables = {
       this.column("percentile", (row) => row.percentiles[column], (p) => (Number.isNaN(p) ? "–" : p.toFixed(2))),
     ]);
     return this.make("#label-table", {
-      data: [], order: [[3 + measured.length, "desc"], [2 + measured.length, "desc"]],
+      data: [], order: [[2, "desc"], [3, "desc"]],
       columns: [
         this.column("id", "label", String),
         this.textColumn("organ", (row) => qc.words(row.organ)),
-        ...measured,
-        this.column("votes", "votes", String),
         this.textColumn("decision", "decision", { createdCell: (cell, text) => cell.classList.add(text) }),
-        this.textColumn("reason", "reason"),
+        this.column("votes", "votes", String),
+        this.textColumn("reason", "reason", { className: "reason" }),
+        ...measured,
       ],
     });
   },

@@ -28,22 +28,34 @@ qc.views = {
     if (part === "main") return;
     const known = ["overview", "distributions", "worst", "cases", "case"].includes(part) ? part : "overview";
     document.getElementById("problem").hidden = true;
-    document.querySelectorAll("main > section").forEach((section) => { section.hidden = section.id !== `view-${known}`; });
+    document.querySelectorAll("main > section").forEach((section) => {
+      section.hidden = section.id !== `view-${known}`;
+    });
     document.querySelectorAll("nav a").forEach((link) => {
       const current = link.hash === `#${known}` || (known === "case" && link.hash === "#cases");
       current ? link.setAttribute("aria-current", "page") : link.removeAttribute("aria-current");
     });
     window.scrollTo(0, 0);
-    await { overview: () => this.drawOrgans(), distributions: () => this.openDistributions(rest[0]),
-      worst: () => {}, cases: () => this.openCases(rest.join("/")), case: () => this.openCase(Number(rest[0])) }[known]();
+    const open = {
+      overview: () => this.drawOrgans(),
+      distributions: () => this.openDistributions(rest[0]),
+      worst: () => {},
+      cases: () => this.openCases(rest.join("/")),
+      case: () => this.openCase(Number(rest[0])),
+    };
+    await open[known]();
   },
 
   fillOverview() {
     const { totals, rule, settings } = this.overview;
     const share = totals.labels ? ` (${qc.percent(totals.rejected / totals.labels)})` : "";
-    const tiles = { cases: qc.count(totals.cases), labels: qc.count(totals.labels),
+    const tiles = {
+      cases: qc.count(totals.cases),
+      labels: qc.count(totals.labels),
       "rejected labels": qc.count(totals.rejected) + share,
-      "cases with a rejected label": qc.count(totals.cases_with_rejections), "dropped cases": qc.count(totals.dropped) };
+      "cases with a rejected label": qc.count(totals.cases_with_rejections),
+      "dropped cases": qc.count(totals.dropped),
+    };
     for (const [name, value] of Object.entries(tiles)) {
       const parts = [qc.element("dt", {}, name), qc.element("dd", {}, value)];
       document.getElementById("totals").append(qc.element("div", {}, ...parts));
@@ -70,7 +82,8 @@ qc.views = {
   fillChoices() {
     const organ = document.getElementById("organ");
     const seen = this.overview.organs.filter((row) => row.labels);
-    organ.append(...seen.map((row) => qc.element("option", { value: row.label }, `${row.label} ${qc.words(row.organ)}`)));
+    const named = (row) => `${row.label} ${qc.words(row.organ)}`;
+    organ.append(...seen.map((row) => qc.element("option", { value: row.label }, named(row))));
     const feature = document.getElementById("feature");
     feature.append(qc.element("option", { value: "" }, "all"));
     feature.append(...this.overview.features.map((name) => qc.element("option", { value: name }, qc.words(name))));
@@ -99,7 +112,8 @@ qc.views = {
   aboutHistogram(name, one) {
     if (one.start === null) return qc.element("p", { className: "dim" }, `${qc.words(name)}: no label has it.`);
     const number = (value) => (value === null ? "none" : qc.number(value));
-    const parts = [`${qc.words(name)}: low ${number(one.low)}, median ${number(one.median)}, high ${number(one.high)}.`];
+    const bounds = `low ${number(one.low)}, median ${number(one.median)}, high ${number(one.high)}`;
+    const parts = [`${qc.words(name)}: ${bounds}.`];
     if (one.below + one.above) parts.push(`Not drawn: ${qc.count(one.below)} below, ${qc.count(one.above)} above.`);
     return qc.element("p", { className: "dim" }, parts.join(" "));
   },
@@ -111,28 +125,38 @@ qc.views = {
       const link = qc.element("a", { href: `#case/${one.row}` }, one.case);
       const reasons = one.rejections.map(({ label, reason }) =>
         qc.element("li", {}, qc.element("b", {}, qc.words(this.organs.get(label))), `: ${reason}`));
-      const list_ = qc.element("ul", {}, ...reasons);
-      const many = qc.element("details", {}, qc.element("summary", {}, `${reasons.length} rejected organs`), list_);
-      list.append(qc.element("article", {}, qc.element("h3", {}, link),
-        qc.element("p", { className: "dim" }, this.summary(one)), this.picture(one), reasons.length > 6 ? many : list_));
+      let organs = qc.element("ul", {}, ...reasons);
+      if (reasons.length > 6) {
+        organs = qc.element("details", {}, qc.element("summary", {}, `${reasons.length} rejected organs`), organs);
+      }
+      const about = qc.element("p", { className: "dim" }, this.summary(one));
+      list.append(qc.element("article", {}, qc.element("h3", {}, link), about, this.picture(one), organs));
     }
   },
 
   summary(one) {
-    const worst = one.worst ? `; farthest outside: ${qc.words(this.organs.get(one.worst))}, by ${qc.number(one.excess)} of its range` : "";
-    return `${one.rejected} of ${one.labels} labels rejected${one.dropped ? ", case dropped" : ""}${worst}`;
+    const parts = [`${one.rejected} of ${one.labels} labels rejected${one.dropped ? ", case dropped" : ""}`];
+    if (one.worst) {
+      const organ = qc.words(this.organs.get(one.worst));
+      parts.push(`farthest outside: ${organ}, by ${qc.number(one.excess)} of the width between its thresholds`);
+    }
+    return parts.join("; ");
   },
 
   picture(one) {
     if (!one.picture) return qc.element("p", {}, `No picture: ${one.why}.`);
     const alt = `Axial, coronal and sagittal slice through ${qc.words(this.organs.get(one.worst))} of ${one.case}`;
-    return qc.element("img", { className: "slices", loading: "lazy", alt, width: one.size[0], height: one.size[1], src: one.picture });
+    const [width, height] = one.size;
+    return qc.element("img", { className: "slices", loading: "lazy", alt, width, height, src: one.picture });
   },
 
   async openCases(text) {
     const index = await qc.cases();
     const input = document.getElementById("case-text");
-    if (text) input.value = text;
+    if (text) {
+      input.value = text;
+      document.getElementById("case-decision").value = "all";
+    }
     if (!this.caseTable) {
       this.caseTable = qc.tables.cases(index, this.organs);
       let timer;

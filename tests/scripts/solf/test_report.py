@@ -155,9 +155,9 @@ def test_label_pages_hold_every_row_to_four_digits(report, table):
 
 
 def test_decimals_are_exact_at_every_size():
-    values = [0.0, -0.0, 9.9996, 0.00099996, -123456.0, 1e-30, 7.0, np.nan, np.inf, 12345e20]
+    values = [0.0, -0.0, 9.9996, 0.00099996, -123456.0, 1e-30, 7.0, np.nan, np.inf, 12345e20, 1e-310]
     shown = decimals(packed_decimals(np.array(values)))
-    assert shown == ["0", "0", "10", "0.001", "-1.235e+05", "1e-30", "7", "nan", "nan", "1.234e+24"]
+    assert shown == ["0", "0", "10", "0.001", "-1.235e+05", "1e-30", "7", "nan", "nan", "1.234e+24", "0"]
 
 
 def test_case_index_holds_what_the_page_sorts_and_filters_by(report, table):

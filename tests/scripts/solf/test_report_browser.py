@@ -121,6 +121,13 @@ def test_overview_is_sorted_by_select_and_by_key_and_the_chart_follows(browser, 
     assert shown_order(browser) == ["muscle", "kidney left", "kidney right"]
 
 
+def test_number_of_rejected_labels_leads_to_their_cases(browser, table):
+    browser.find_element(By.CSS_SELECTOR, "#organ-table a[href='#cases/kidney left']").click()
+    wait(browser, "document.querySelector('#case-table td a')")
+    found = rejected_rows(table).query("label == 3")["case"].nunique()
+    assert browser.find_element(By.ID, "case-count").text == f"{found} of 150 cases"
+
+
 def test_distributions_draw_the_chosen_organ_and_feature(browser):
     go(browser, "distributions", "document.querySelectorAll('#histograms .bk-Figure').length === 2")
     Select(browser.find_element(By.ID, "feature")).select_by_visible_text("eccentricity")
@@ -175,10 +182,10 @@ def test_case_opens_with_its_picture_and_its_labels(browser, table):
     own = table[table["case"] == name]
     assert len(own) == 3
     shown = {
-        int(row): float(value) for row, value in zip(*(column(browser, "#label-table", n) for n in (1, 3)), strict=True)
+        int(row): float(value) for row, value in zip(*(column(browser, "#label-table", n) for n in (1, 6)), strict=True)
     }
     assert shown == {row.label: float(f"{row.sphericity:.4g}") for row in own.itertuples()}
-    assert sorted(column(browser, "#label-table", 8)) == sorted(own["decision"])
+    assert sorted(column(browser, "#label-table", 3)) == sorted(own["decision"])
     Select(browser.find_element(By.ID, "label-decision")).select_by_visible_text("keep")
     kept = list(own["organ"][own["decision"] == "keep"])
     assert column(browser, "#label-table", 2) == [organ.replace("_", " ") for organ in kept]
@@ -194,7 +201,7 @@ def test_undefined_feature_is_a_dash(browser, table):
     place = sorted(table["case"].unique()).index(row["case"])
     browser.execute_script(f"location.hash = '#case/{place}'")
     wait(browser, "document.querySelector('#label-table td')")
-    shown = dict(zip(column(browser, "#label-table", 1), column(browser, "#label-table", 3), strict=True))
+    shown = dict(zip(column(browser, "#label-table", 1), column(browser, "#label-table", 6), strict=True))
     assert shown[str(row["label"])] == "–"
 
 
@@ -218,7 +225,7 @@ def test_name_of_a_case_is_shown_and_not_run(browser, table, name):
     link.click()
     wait(browser, "document.querySelector('#label-table td')")
     assert browser.find_element(By.ID, "case-name").get_attribute("textContent") == name
-    assert "<i onclick=window.hacked=1>odd</i>" in column(browser, "#label-table", 9)
+    assert "<i onclick=window.hacked=1>odd</i>" in column(browser, "#label-table", 5)
     browser.find_element(By.ID, "label-text").send_keys("kidney")
     assert len(column(browser, "#label-table", 1)) == 2
 
