@@ -10,7 +10,8 @@ from selenium.webdriver import Chrome, ChromeOptions, ChromeService, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from tests.scripts.solf.test_report import EVIL, ORGANS, decision_table, kidneys, rejected_rows, write
+from tests.scripts.solf.test_report import EVIL, ORGANS, decision_table, rejected_rows, write
+from tests.scripts.solf.test_report_pictures import kidneys
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--window-size=1300,900"]
