@@ -3,8 +3,9 @@
 Cases per second, side by side in rounds that take turns: a plain loop in one process, the journal around it, one and
 all cores of this machine, and two workers behind a Dask scheduler; on label maps of phantoms and, for what a case costs
 besides its own work, on a function that does nothing. `machine_load` tells whether the machine was free: with a load of
-more than the cores, processor time (`cpu_ms_per_case`, of all processes) says more than the clock. Then seconds and memory of fitting thresholds to simulated tables
-of 100 to 51,761 subjects with 71 organs each, as they are read from `features.parquet`.
+more than the cores, processor time (`cpu_ms_per_case`, of all processes) says more than the clock. Then seconds and
+memory of fitting thresholds to simulated tables of 100 to 51,761 subjects with 71 organs each, as they are read from
+`features.parquet`.
 """
 
 from __future__ import annotations
@@ -206,6 +207,8 @@ def draw(speed: pd.DataFrame, fit: pd.DataFrame, path: Path) -> None:
         left.bar_label(bars, fmt="%.2f", padding=3)
         left.invert_yaxis()
         left.set_xlabel(f"cases per second, plain loop = 1 ({CPU_COUNT} cores)")
+    else:
+        left.remove()
     right.loglog(fit["subjects"], fit["fit_s"], "o-", label="fitting (s)")
     right.loglog(fit["subjects"], fit["read_s"], "s--", label="reading the table (s)")
     right.loglog(fit["subjects"], fit["peak_mb"] / 1000, "^-", label="peak memory of the process (GB)")

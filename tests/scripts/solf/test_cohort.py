@@ -200,11 +200,13 @@ def test_killed_runs_do_nothing_twice_and_give_the_same_bytes(tmp_path):
 
 def test_process_of_a_crashing_case_ends_with_its_worker():
     task = cloudpickle.dumps((cloudpickle.dumps(lambda case: time.sleep(300)), {}))
-    command = [sys.executable, "-m", "scripts.solf.attempts"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, cwd=Path(__file__).parents[3])
-    process.stdin.write(len(task).to_bytes(8) + task)
-    process.stdin.close()
-    assert process.wait(60) == 1
+    command, processes = [sys.executable, "-m", "scripts.solf.attempts"], []
+    for sent in (task, task[:50]):
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, cwd=Path(__file__).parents[3])
+        process.stdin.write(len(task).to_bytes(8) + sent)
+        process.stdin.close()
+        processes.append(process)
+    assert [process.wait(60) for process in processes] == [1, 1]
 
 
 def start_dask(what, *arguments, folder):
