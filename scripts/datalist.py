@@ -206,12 +206,16 @@ def _by_match_name(folder: Path, problems: list[str]) -> dict[str, Path]:
 
 def _refuse_repeats(sections: Mapping[str, list[Item]], source: Path) -> None:
     files: dict[str, set[str]] = {}
+    patients: dict[str, set[str]] = {}
     problems = []
     for name, items in sections.items():
         images = Counter(os.path.realpath(file) for item in items for file in image_files(item))
         problems += [f"{image}: {n} times in {name}" for image, n in images.items() if n > 1]
         labels = [item["label"] for item in items if "label" in item]
         files[name] = {os.path.realpath(file) for file in [*labels, *(f for item in items for f in image_files(item))]}
+        patients[name] = {item["patient"] for item in items if "patient" in item}
+    split = sorted(patients["training"] & patients["validation"])
+    problems += [f"patient {name}: in training and validation" for name in split]
     # Validation and test may share cases: both only measure.
     for other in ("validation", "test"):
         problems += [f"{path}: in training and {other}" for path in sorted(files["training"] & files[other])]

@@ -117,8 +117,8 @@ def test_training_leaves_best_last_and_scalars(trained):
     assert list((trained / "runs" / "tensorboard").glob("events.*"))
 
 
-def training_case(data, folder):
-    workflow = bundle_workflow(BUNDLE, ["train.json"], kind="train", **training_settings(data, folder))
+def training_case(data, folder, **more):
+    workflow = bundle_workflow(BUNDLE, ["train.json"], kind="train", **training_settings(data, folder, **more))
     workflow.initialize()
     dataset = workflow.parser.get_parsed_content("train#dataset")
     set_rnd(dataset, seed=0)
@@ -134,6 +134,16 @@ def test_older_labels_give_the_same_regions_and_the_log_names_them(brain_data, o
     assert torch.equal(older["label"], newer["label"])
     assert torch.equal(older["image"], newer["image"])
     assert any("4 enhancing: older than BraTS 2023, read as 1, 2, 3" in message for message in caplog.messages)
+
+
+def test_prepared_cases_from_files_are_those_prepared_anew(brain_data, tmp_path):
+    kept = {"dataset": "persistent", "cache_dir": str(tmp_path / "cache")}
+    written, read = (training_case(brain_data, tmp_path, **kept) for _ in range(2))
+    plain = training_case(brain_data, tmp_path)
+    assert len(list((tmp_path / "cache").rglob("*.pt"))) > 0
+    for case in (written, read):
+        assert torch.equal(case["image"], plain["image"])
+        assert torch.equal(case["label"], plain["label"])
 
 
 def test_channels_are_z_scores_of_the_brain_alone(brain_data, tmp_path):

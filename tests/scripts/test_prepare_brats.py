@@ -248,6 +248,18 @@ def test_datalist_with_its_own_validation_list_is_taken_as_it_is(two_folds):
     assert [item["case"] for item in lists["validation"]] == ["BraTS-GLI-00001-000"]
 
 
+def test_patient_in_training_and_in_a_validation_list_is_leakage(two_folds):
+    def split(training, content):
+        content["validation"] = [training.pop()]
+        for item in (*training, *content["validation"]):
+            item.pop("fold")
+            item["patient"] = "p1"
+
+    rewritten(two_folds, split)
+    with pytest.raises(ValueError, match="patient p1: in training and validation"):
+        load(two_folds)
+
+
 def test_missing_datalist_says_how_to_make_it(tmp_path):
     with pytest.raises(ValueError, match=r"dataset_0.json: no such datalist; make it: python -m scripts.prepare_brats"):
         load(tmp_path)
