@@ -30,7 +30,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from benchmarks.solf_speed import ukb_phantom
 from scripts.files import atomic_path
 from scripts.labels import ORGANS
-from scripts.solf.report import write_report
+from scripts.solf.report.write import write_report
 
 RESULTS = Path(__file__).parent / "results"
 COHORTS = (500, 5000, 50_000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -62,7 +63,9 @@ class CohortCleaner(CohortWorkflow):
         """
         load_weights(self.network, self.ckpt_path)
         remove_leftovers(self.output_dir)
-        task = partial(clean, transform=self.transform, network=self.network, postprocessing=self.postprocessing)
+        task = partial(
+            clean, transform=self.transform, network=_light(self.network), postprocessing=self.postprocessing
+        )
         self.measure(task, is_finished=self._is_written)
         counts = self._write_decisions()
         logger.info("labels: %s; %s", counts, self.output_dir / "decisions.csv")
@@ -81,6 +84,13 @@ class CohortCleaner(CohortWorkflow):
                 table.to_csv(file, index=False, header=n == 0, float_format="%.6g", lineterminator="\n")
                 counts.update(table["decision"])
         return ", ".join(f"{count} {decision}" for decision, count in sorted(counts.items()))
+
+
+def _light(network: LabelFilter) -> LabelFilter:
+    """Return the filter without the cohort's quantiles: they tell percentiles alone, and would go with every case."""
+    light = copy.deepcopy(network)
+    light.quantiles = torch.full_like(network.quantiles[:1], torch.nan)
+    return light
 
 
 def clean(case: Case, *, transform: Transform, network: LabelFilter, postprocessing: Transform) -> bytes:

@@ -38,7 +38,7 @@ class LoadLabelMapd(MapTransform):
 
     def __init__(self, keys: KeysCollection, *, label_names: str | Path = "", allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.new_ids = _new_ids(label_names) if label_names else None
+        self.new_ids = organ_ids(label_names) if label_names else None
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Read the label maps of a case."""
@@ -47,7 +47,7 @@ class LoadLabelMapd(MapTransform):
             path = d[key]
             try:
                 volume = read_nifti(path)
-                labels = _as_uint8(volume)
+                labels = label_values(volume)
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
             labels = labels if self.new_ids is None else self.new_ids[labels]
@@ -134,7 +134,12 @@ def largest_components(label: np.ndarray) -> np.ndarray:
     return kept[components]
 
 
-def _as_uint8(volume: StoredVolume) -> np.ndarray:
+def label_values(volume: StoredVolume) -> np.ndarray:
+    """Return the labels of a volume as uint8.
+
+    Raises:
+        ValueError: it holds other numbers than 0 to 254, without naming the file.
+    """
     scaled = volume.slope != 1 or volume.inter != 0
     values = volume.stored * volume.slope + volume.inter if scaled else volume.stored
     least, most = values.min(), values.max()
@@ -148,8 +153,8 @@ def _as_uint8(volume: StoredVolume) -> np.ndarray:
     return labels
 
 
-def _new_ids(path: str | Path) -> np.ndarray:
-    """Return the (256,) table from a map's own ids to those of `scripts.labels`."""
+def organ_ids(path: str | Path) -> np.ndarray:
+    """Return the (256,) table from a map's own ids to those of `scripts.labels`; see `LoadLabelMapd`."""
     names = read_label_table(path)
     known = {label: IDS_OF_NAMES[name] for label, name in names.items() if name in IDS_OF_NAMES}
     if not known:

@@ -16,7 +16,7 @@ from scripts.files import atomic_path, require_writable
 from scripts.solf.cohort import compile_features, run_cohort
 from scripts.solf.filter import LabelFilter
 from scripts.solf.journal import Case, Journal
-from scripts.solf.report import write_report
+from scripts.solf.report.write import write_report
 from scripts.solf.tables import cohort_table, unpacked
 from scripts.solf.thresholds import judge, readable
 
@@ -33,8 +33,8 @@ class CohortWorkflow:
         cases: `{"image": path, "case": unique name}` of each label map.
         output_dir: folder of the results and of `journal.sqlite`, which knows the finished cases; refused at once
             where it cannot be written.
-        settings: what the result of a case depends on; another value, or another content of a file that a value
-            names, does all cases anew.
+        settings: what the result of a case depends on, `label_names` among it; another value, or another content of a
+            file that a value names, does all cases anew.
         scheduler: address of a Dask scheduler; "" for processes on this machine.
         workers: processes on this machine; -1 for all cores, 0 for none but this one.
     """
@@ -51,7 +51,7 @@ class CohortWorkflow:
     ) -> None:
         self.network, self.output_dir = network, require_writable(output_dir)
         self.cases = sorted(cases, key=lambda case: case["case"])
-        self.settings, self.scheduler, self.workers = _fingerprint(settings), scheduler, workers
+        self.settings, self.scheduler, self.workers = settings, scheduler, workers
         self.failures: dict[str, str] = {}
 
     def exit_if_failed(self) -> None:
@@ -109,10 +109,11 @@ class CohortWorkflow:
             decisions=self.decisions,
             thresholds=readable(self.network.thresholds, **about),
             sources={case["case"]: case["image"] for case in self.cases},
+            label_names=self.settings["label_names"],
         )
 
     def _journal(self) -> Journal:
-        return Journal(self.output_dir / "journal.sqlite", settings=self.settings)
+        return Journal(self.output_dir / "journal.sqlite", settings=_fingerprint(self.settings))
 
 
 def write_json(content: Mapping[str, Any], path: Path) -> None:

@@ -17,6 +17,13 @@ def test_modules_are_followed_through_their_imports():
     }
 
 
+def test_assets_travel_with_their_modules():
+    """The report's page and style are no Python, and needed all the same."""
+    names = {path.name for path in reachable(["scripts.solf.report.write"])}
+    assert {"index.html", "report.css", "core.js"} <= names
+    assert "index.html" not in {path.name for path in reachable(["scripts.solf.features"])}
+
+
 @pytest.mark.parametrize("weights", [True, False])
 def test_weights_travel_only_when_asked(tmp_path, weights):
     bundle = tmp_path / "swin_bob_btcv"

@@ -15,7 +15,6 @@ import numpy as np
 import psutil
 import pytest
 
-from scripts.failures import failure_message, write_failures
 from scripts.solf import engine
 from scripts.solf import journal as journal_module
 from scripts.solf.attempts import Outcome
@@ -118,14 +117,6 @@ def test_no_case_starts_no_process(tmp_path, monkeypatch):
     assert run(features, [], tmp_path / "j.sqlite", workers=2) == ({}, b"")
 
 
-def test_failures_are_written_and_those_of_an_earlier_run_removed(tmp_path):
-    write_failures(tmp_path, {"a": "why, exactly", "b": "no"})
-    assert (tmp_path / "failed.csv").read_text().splitlines() == ["case,reason", 'a,"why, exactly"', "b,no"]
-    assert failure_message({"a": "why"}, 7) == "1 of 7 cases failed:\n  a: why"
-    write_failures(tmp_path, {})
-    assert not (tmp_path / "failed.csv").exists()
-
-
 def test_worker_that_crashes_costs_one_case_and_no_neighbour(cases, tmp_path):
     Path(cases[3]["image"]).write_bytes(b"")
     some = [*cases[:6], {"case": "crash", "image": ""}, *cases[6:], {"case": "environment", "image": ""}]
@@ -196,17 +187,6 @@ def test_killed_runs_do_nothing_twice_and_give_the_same_bytes(tmp_path):
     again = [call[0] for call in calls(tmp_path) if call not in known]
     assert sorted(again) == sorted({case["case"] for case in cases} - done)
     assert resumed == run(features, cases, tmp_path / "undisturbed.sqlite", workers=0)
-
-
-def test_process_of_a_crashing_case_ends_with_its_worker():
-    task = cloudpickle.dumps((cloudpickle.dumps(lambda case: time.sleep(300)), {}))
-    command, processes = [sys.executable, "-m", "scripts.solf.attempts"], []
-    for sent in (task, task[:50]):
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, cwd=Path(__file__).parents[3])
-        process.stdin.write(len(task).to_bytes(8) + sent)
-        process.stdin.close()
-        processes.append(process)
-    assert [process.wait(60) for process in processes] == [1, 1]
 
 
 def start_dask(what, *arguments, folder):

@@ -25,7 +25,7 @@ const qc = {
     return this.loading.get(name);
   },
 
-  /* Undo packed() and packed_json() of report_folder.py. */
+  /* Undo packed() and packed_json() of folder.py. */
   async unpack(column) {
     if (!window.DecompressionStream) throw new Error("This browser is too old for tables: use one of 2023 or later.");
     const bytes = Uint8Array.from(atob(column.data), (c) => c.charCodeAt(0));

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scripts.solf.report import rule_in_words, write_report
-from scripts.solf.report_counts import Limits
-from scripts.solf.report_folder import ASSETS, packed_decimals
+from scripts.solf.report.counts import Limits
+from scripts.solf.report.folder import ASSETS, packed_decimals
+from scripts.solf.report.write import rule_in_words, write_report
 
 ORGANS = {2: "kidney_right", 3: "kidney_left", 66: "muscle"}
 FEATURES = ["sphericity", "eccentricity"]

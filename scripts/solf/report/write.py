@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from scripts.solf.report_blocks import Block, read_blocks
-from scripts.solf.report_cases import CaseIndex
-from scripts.solf.report_counts import Histograms, Limits, OrganCounts
-from scripts.solf.report_folder import copy_assets, packed, packed_decimals, packed_json, whole_folder, write_data
-from scripts.solf.report_pictures import draw_organ
+from scripts.solf.report.blocks import Block, read_blocks
+from scripts.solf.report.cases import CaseIndex
+from scripts.solf.report.counts import Histograms, Limits, OrganCounts
+from scripts.solf.report.folder import copy_assets, packed, packed_decimals, packed_json, whole_folder, write_data
+from scripts.solf.report.pictures import draw_organ
 
 CASES_PER_PAGE = 64
 _NO_PERCENTILE = np.iinfo(np.uint16).max
@@ -33,6 +34,7 @@ def write_report(
     thresholds: Mapping[str, Any],
     sources: Mapping[str, str],
     worst: int = 24,
+    label_names: str | Path = "",
 ) -> Path:
     """Write `<output_dir>/qc`; an older report there is replaced when the new one is whole.
 
@@ -47,6 +49,7 @@ def write_report(
         thresholds: the content of `thresholds.json`.
         sources: case to the file of its label map, for the pictures; a file that cannot be read costs its picture.
         worst: the most cases with a picture; those with most rejected labels, then those farthest outside.
+        label_names: the maps' own ids and names, see `scripts.solf.transforms.LoadLabelMapd`.
 
     Returns:
         The file `index.html`.
@@ -68,7 +71,8 @@ def write_report(
             write_data(folder, f"labels-{number:05d}", _page(block))
         chosen = index.worst(worst)
         histograms, rejected = _second_pass(_blocks(decisions, limits), organs, chosen)
-        worst_cases = [_worst_case(folder, n, case, index, rejected, sources) for n, case in enumerate(chosen)]
+        draw = partial(draw_organ, label_names=label_names)
+        worst_cases = [_worst_case(folder, n, case, index, rejected, sources, draw) for n, case in enumerate(chosen)]
         write_data(folder, "overview", _overview(thresholds, index, organs, worst_cases))
         write_data(folder, "histograms", histograms.data())
         write_data(folder, "cases", index.data())
@@ -117,6 +121,7 @@ def _worst_case(
     index: CaseIndex,
     rejected: Mapping[int, Sequence[Mapping[str, Any]]],
     sources: Mapping[str, str],
+    draw: Callable[..., tuple[int, int]],
 ) -> dict[str, Any]:
     """Draw a case and return what the page says of it."""
     about = {**index.case(case), "rejections": rejected[case]}
@@ -125,7 +130,7 @@ def _worst_case(
         if name not in sources:
             raise ValueError("no label map is named for it")
         labels = [row["label"] for row in rejected[case]]
-        size_px = draw_organ(sources[name], folder / picture, label=about["worst"], rejected=labels)
+        size_px = draw(sources[name], folder / picture, label=about["worst"], rejected=labels)
     except (ValueError, OSError) as error:
         return {**about, "picture": None, "why": f"{Path(sources.get(name, '')).name} {error}".strip()}
     return {**about, "picture": picture, "size": size_px}

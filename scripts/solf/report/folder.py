@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-ASSETS = Path(__file__).with_name("report_assets")
+ASSETS = Path(__file__).with_name("assets")
 DIGITS, LEAST = 4, 1e-99
 _TEMPORARY = ".tmp-qc-"
 _LIBRARIES = {

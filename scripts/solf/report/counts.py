@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.solf.report_blocks import MAX_LABEL, Block
+from scripts.solf.report.blocks import MAX_LABEL, Block
 
 LABELS = MAX_LABEL + 1
 BINS = 60

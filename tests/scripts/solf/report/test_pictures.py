@@ -1,9 +1,11 @@
+import json
+
 import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.scripts.solf.test_report import received, small_table, write
+from tests.scripts.solf.report.test_write import received, small_table, write
 
 AMBER = (255, 176, 0)
 
@@ -17,12 +19,12 @@ def kidneys(shape=(40, 30, 36)):
     return labels
 
 
-def pictured(folder, labels, *, affine=None, name="map.nii.gz"):
+def pictured(folder, labels, *, affine=None, name="map.nii.gz", **options):
     """Write a report of one case whose two kidneys are rejected, the right one farther, and return its worst case."""
     if labels is not None:
         nib.save(nib.Nifti1Image(labels, np.diag([4.0, 4, 5, 1]) if affine is None else affine), folder / name)
     table = small_table([("a", 2, 0.2, 0.95), ("a", 3, 0.38, 0.92), ("a", 66, 0.5, 0.8)])
-    report = write(folder, table, sources={"a": str(folder / name)})
+    report = write(folder, table, sources={"a": str(folder / name)}, **options)
     return received(report, "overview")["worst"][0], report
 
 
@@ -55,13 +57,22 @@ def test_picture_does_not_depend_on_the_storage_order(tmp_path):
     assert np.array_equal(pixels(report, one), pixels(turned_report, other))
 
 
+def test_picture_of_a_map_with_ids_of_its_own_is_the_same(tmp_path):
+    (tmp_path / "names.json").write_text(json.dumps({"7": "kidney_right", "1": "kidney_left", "9": "skeletal_muscle"}))
+    (tmp_path / "own").mkdir()
+    own = np.select([kidneys() == organ for organ in (2, 3, 66)], [7, 1, 9]).astype(np.uint8)
+    one, report = pictured(tmp_path, kidneys())
+    other, own_report = pictured(tmp_path / "own", own, label_names=tmp_path / "names.json")
+    assert np.array_equal(pixels(report, one), pixels(own_report, other))
+
+
 @pytest.mark.parametrize(
     ("labels", "why"),
     [
         (None, "map.nii.gz is missing"),
         (np.zeros((4, 4, 4), np.uint8), "map.nii.gz holds no label 2 any more"),
-        (np.full((4, 4, 4), 0.5, np.float32), "map.nii.gz it holds 0.5, which is no class id: interpolate label maps"),
-        (np.full((4, 4, 4), -1, np.int16), "map.nii.gz holds labels -1 to -1, need 0 to 65535"),
+        (np.full((4, 4, 4), 0.5, np.float32), "map.nii.gz holds 0.5, which is no label"),
+        (np.full((4, 4, 4), -1, np.int16), "map.nii.gz holds values from -1 to -1, labels are 0 to 254"),
     ],
 )
 def test_map_that_cannot_be_drawn_costs_its_picture_alone(tmp_path, labels, why):

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from scripts.solf.report_blocks import Block
-from scripts.solf.report_folder import packed, packed_json
+from scripts.solf.report.blocks import Block
+from scripts.solf.report.folder import packed, packed_json
 
 _COLUMNS = {"labels": np.uint16, "rejected": np.uint16, "dropped": np.uint8, "worst": np.uint16, "excess": np.float32}
 

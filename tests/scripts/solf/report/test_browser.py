@@ -10,8 +10,8 @@ from selenium.webdriver import Chrome, ChromeOptions, ChromeService, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from tests.scripts.solf.test_report import EVIL, ORGANS, decision_table, rejected_rows, write
-from tests.scripts.solf.test_report_pictures import kidneys
+from tests.scripts.solf.report.test_pictures import kidneys
+from tests.scripts.solf.report.test_write import EVIL, ORGANS, decision_table, rejected_rows, write
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--window-size=1300,900"]
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-
 
 
 def shown_table():
-    """The table of test_report, in which the evil names have rejected labels too."""
+    """The table of test_write, in which the evil names have rejected labels too."""
     table = decision_table()
     evil = table["case"].isin(EVIL) & (table["label"] != 66)
     return table.assign(

@@ -13,10 +13,10 @@ from PIL import Image
 from scipy.ndimage import maximum_filter, minimum_filter
 from torch.nn.functional import avg_pool2d
 
-from scripts.cases import whole_numbers
 from scripts.files import read_nifti
 from scripts.rendering import PLANES, SUPERSAMPLING, best_slices, cut, smooth_labels
-from scripts.solf.report_blocks import MAX_LABEL
+from scripts.solf.report.blocks import MAX_LABEL
+from scripts.solf.transforms import label_values, organ_ids
 
 WIDTH_PX, MAX_HEIGHT_PX, GAP_PX, OUTLINE_PX, BAR_PX = 1080, 420, 12, 3, 3
 MARGIN_MM, LEAST_VIEW_MM = 40.0, 220.0
@@ -30,7 +30,9 @@ _FILL = np.array([1.0] * (len(MUTED) + 1) + [0.25, 0.55], dtype=np.float32)
 _BORDER = np.array([1.0] + [0.7] * len(MUTED) + [1.0, 1.0], dtype=np.float32)
 
 
-def draw_organ(source: str | Path, path: Path, *, label: int, rejected: Collection[int]) -> tuple[int, int]:
+def draw_organ(
+    source: str | Path, path: Path, *, label: int, rejected: Collection[int], label_names: str | Path = ""
+) -> tuple[int, int]:
     """Draw the largest axial, coronal and sagittal section of a label and what surrounds it, at one scale.
 
     Seen as radiologists do: the patient's right on the left, the head or the front up. The label is filled and
@@ -41,6 +43,7 @@ def draw_organ(source: str | Path, path: Path, *, label: int, rejected: Collecti
         path: the PNG file.
         label: id of the label to show.
         rejected: ids of all rejected labels of the map.
+        label_names: the map's own ids and names, see `scripts.solf.transforms.LoadLabelMapd`.
 
     Returns:
         Width and height of the picture.
@@ -48,7 +51,7 @@ def draw_organ(source: str | Path, path: Path, *, label: int, rejected: Collecti
     Raises:
         ValueError: why the map cannot be drawn, without its path.
     """
-    labels, spacing_mm = _read_ras(source)
+    labels, spacing_mm = _read_ras(source, label_names)
     organ = labels == label
     if not organ.any():
         raise ValueError(f"holds no label {label} any more")
@@ -69,15 +72,12 @@ def draw_organ(source: str | Path, path: Path, *, label: int, rejected: Collecti
     return _save(panels, path)
 
 
-def _read_ras(source: str | Path) -> tuple[np.ndarray, np.ndarray]:
+def _read_ras(source: str | Path, label_names: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """Return a label map turned to the nearest RAS axes, and its voxel size in mm."""
     volume = read_nifti(source)
-    labels = volume.stored
-    if (volume.slope, volume.inter) != (1.0, 0.0):
-        labels = labels * volume.slope + volume.inter
-    labels = whole_numbers(labels, name="it")
-    if labels.min() < 0 or labels.max() > MAX_LABEL:
-        raise ValueError(f"holds labels {labels.min()} to {labels.max()}, need 0 to {MAX_LABEL}")
+    labels = label_values(volume)
+    if label_names:
+        labels = organ_ids(label_names)[labels]
     turn = nib.orientations.io_orientation(volume.affine)
     spacing_mm = nib.affines.voxel_sizes(volume.affine)[np.argsort(turn[:, 0])]
     return nib.orientations.apply_orientation(labels, turn), spacing_mm

@@ -1,0 +1,1 @@
+"""The QC report of the label filter."""
