@@ -122,6 +122,22 @@ def test_killed_and_resumed_run_reaches_the_weights_of_an_uninterrupted_one(tors
     assert resumed["lr_scheduler"] == uninterrupted["lr_scheduler"]
 
 
+def test_cases_prepared_on_disk_train_and_evaluate_as_those_in_memory(torso_data, trained, tmp_path):
+    on_disk = {"dataset": "persistent", "cache_dir": str(tmp_path / "cache")}
+    settings = training_settings(torso_data, tmp_path, max_epochs=4, val_interval=4, **on_disk)
+    run_bundle(BUNDLE, ["train.json"], **settings)
+    assert_same_weights(weights(tmp_path / "models" / "last.pt"), weights(trained / "models" / "last.pt"))
+    assert len(list((tmp_path / "cache").rglob("*.pt"))) == 3
+    settings["ckpt_path"] = str(trained / "models" / "model.pt")
+    for name, more in (("first", {}), ("read", {}), ("plain", {"dataset": "plain"})):
+        folder = {"output_dir": str(tmp_path / name)}
+        run_bundle(BUNDLE, ["train.json", "evaluate.json"], kind="train", **{**settings, **folder, **more})
+    assert len(list((tmp_path / "cache").rglob("*.pt"))) == 4, "the image alone is prepared for evaluation, once"
+    maps = [nib.load(tmp_path / name / "torso_002_seg.nii.gz").get_fdata() for name in ("first", "read", "plain")]
+    assert all(np.array_equal(label_map, maps[0]) for label_map in maps)
+    assert len({(tmp_path / name / "scores.csv").read_bytes() for name in ("first", "read", "plain")}) == 1
+
+
 def test_fine_tuning_starts_from_the_given_weights(torso_data, trained, tmp_path, capfd):
     pretrained = str(trained / "models" / "model.pt")
     settings = training_settings(torso_data, tmp_path, max_epochs=1, pretrained=pretrained, learning_rate=0.0)
@@ -389,6 +405,11 @@ def refused_training(data, tmp_path, **more):
     said = refusal(run_bundle, BUNDLE, ["train.json"], **settings)
     assert not (tmp_path / "run" / "models").exists()
     return said
+
+
+def test_dataset_of_another_kind_is_refused(torso_data, tmp_path):
+    said = refused_training(torso_data, tmp_path, dataset="disk")
+    assert said.endswith("dataset is 'disk': give cache (memory), persistent (files in cache_dir) or plain.")
 
 
 def test_no_validation_cases_end_the_run_before_the_first_epoch(torso_data, tmp_path):
