@@ -23,11 +23,9 @@ logger = logging.getLogger(__name__)
 class LoadSequencesd(LoadVolumed):
     """Read images of four sequences, t1n, t1c, t2w and t2f, and single volumes beside them.
 
-    What a key holds decides: a list of paths is an image of as many channels, a path is read by `LoadVolumed`.
-
     Args:
-        keys: keys whose values are paths or lists of paths.
-        image_keys: those of `keys` that hold an image; see `LoadVolumed`.
+        keys: keys whose values are lists of paths, or, of label maps, paths.
+        image_keys: those of `keys` that hold an image; the others are read as `LoadVolumed` does.
         resample: bring sequences on other grids to that of t1c by their affines, instead of refusing them; the
             patient must have lain still. Also "true" or "false".
         allow_missing_keys: skip keys that the case lacks.
@@ -52,9 +50,11 @@ class LoadSequencesd(LoadVolumed):
         self.resample = flag(resample, "resample")
 
     def read(self, path: str | Path | Sequence[str], *, is_image: bool, reader: object = None) -> MetaTensor:
-        """Read a volume, or sequences into the channels of one."""
-        if isinstance(path, (str, Path)):
+        """Read a label map, or sequences into the channels of an image."""
+        if not is_image:
             return super().read(path, is_image=is_image, reader=reader)
+        if isinstance(path, str | Path):
+            raise ValueError(f"{path}: is one file: list the four of {', '.join(SEQUENCES)}, in this order.")
         paths = [str(each) for each in path]
         check_sequences(paths)
         volumes = [super(LoadSequencesd, self).read(each, is_image=is_image, reader=reader) for each in paths]

@@ -14,7 +14,9 @@ from monai.data import list_data_collate
 from monai.data.utils import set_rnd
 from monai.losses import DiceCELoss, DiceLoss
 
+from scripts.convert_weights import convert
 from scripts.errors import reason
+from scripts.networks import is_marker
 from scripts.regions import BRATS_REGIONS, LABEL_SETS
 from scripts.sequences import SEQUENCES
 from tests.conftest import ROOT, SHARED_DATA, TINY, TINY_TRAINING, bundle_workflow, run_bundle
@@ -290,6 +292,20 @@ def test_four_parts_alone_give_the_label_map_of_the_bundle(brain_data, trained, 
         data["pred"] = inferer(list_data_collate([data])["image"], network.eval())[0]
     pred = postprocessing(data)["pred"]
     np.testing.assert_array_equal(np.asarray(pred)[0], stored(segmented / f"{CASE}_seg.nii.gz"))
+
+
+def test_weights_of_monai_before_1_5_are_converted_and_segment_with_the_old_merging(brain_data, tmp_path):
+    old = bundle_workflow(BUNDLE, ["inference.json"], kind="infer", **SMALL, legacy_merging=True)
+    old.initialize()
+    state = {key: value for key, value in old.network_def.state_dict().items() if not is_marker(key)}
+    torch.save({"state_dict": state}, tmp_path / "model_final.pt")
+    found = convert(tmp_path / "model_final.pt", tmp_path / "models" / "model.pt", legacy_merging=True)
+    assert (found["in_channels"], found["out_channels"]) == (4, 3)
+    infer(tmp_path, brain_data / CASE, tmp_path / "out", legacy_merging="true")
+    assert (tmp_path / "out" / f"{CASE}_seg.nii.gz").is_file()
+    with pytest.raises(RuntimeError) as caught:
+        infer(tmp_path, brain_data / CASE, tmp_path / "refused")
+    assert "add --legacy_merging true" in reason(caught.value)
 
 
 # Adapting

@@ -157,6 +157,12 @@ def test_constant_sequence_is_refused_by_its_name(tmp_path):
         load(paths)
 
 
+def test_one_file_is_no_image_of_four_sequences(tmp_path):
+    path = write_case(tmp_path)[0]
+    with pytest.raises(ValueError, match=r"p1-t1n.nii.gz: is one file: list the four of t1n, t1c, t2w, t2f, in this"):
+        load(path)
+
+
 # Grids
 
 FINER = OBLIQUE @ np.diag([0.8, 0.9, 0.7, 1.0])
