@@ -35,13 +35,13 @@ from monai.transforms import Compose
 from tqdm import tqdm
 
 from scripts.cases import write_table
+from scripts.cohort.attempts import Outcome, attempt
+from scripts.cohort.engine import local_client, remote_client, run_on_dask
+from scripts.cohort.journal import Case, Journal
 from scripts.files import atomic_path
 from scripts.labels import ORGANS
-from scripts.solf.attempts import Outcome, attempt
-from scripts.solf.cohort import compile_features
-from scripts.solf.engine import local_client, remote_client, run_on_dask
+from scripts.solf.features import compile_features
 from scripts.solf.fitting import fit_thresholds
-from scripts.solf.journal import Case, Journal
 from scripts.solf.thresholds import FEATURES
 from scripts.solf.training import features_of
 from scripts.solf.transforms import LoadLabelMapd, ShapeFeaturesd

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-import torch
-
 OURS = (ValueError, FileNotFoundError)
 
 
@@ -21,7 +19,8 @@ def reason(error: BaseException) -> str:
     """
     error = root(error)
     text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, torch.OutOfMemoryError):
+    torch = sys.modules.get("torch")  # not imported for this: a second in each process of a cohort
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
         text += " (lower --sw_batch_size, or keep the stitched logits on the CPU with --sw_device cpu)"
     return text
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from monai.data import Dataset
 
+from scripts.cohort.journal import Case
 from scripts.files import atomic_path, remove_leftovers
 from scripts.settings import flag
 from scripts.solf.filter import LabelFilter
-from scripts.solf.journal import Case
 from scripts.solf.tables import packed
 from scripts.solf.workflow import CohortWorkflow
 from scripts.weights import load_weights

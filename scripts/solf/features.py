@@ -63,6 +63,12 @@ def label_shape_features(
     return pd.DataFrame(columns)
 
 
+def compile_features() -> None:
+    """Compile the measuring of label maps and leave it in numba's cache, before many processes look for it there."""
+    for dtype in (np.uint8, np.uint16):
+        label_shape_features(np.ones((2, 2, 2), dtype), np.eye(4))
+
+
 def _unsigned(label: np.ndarray) -> np.ndarray:
     """Return the map as uint8 or uint16, without a copy where its type has as many bits."""
     if label.ndim != 3:

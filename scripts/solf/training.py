@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 from monai.data import Dataset
 
 from scripts.checkpoints import save
+from scripts.cohort.journal import Case
 from scripts.files import atomic_path
 from scripts.settings import flag
 from scripts.solf.fitting import fit_thresholds, subjects_needed
-from scripts.solf.journal import Case
 from scripts.solf.tables import packed
 from scripts.solf.thresholds import FEATURES, Thresholds, readable
 from scripts.solf.workflow import CohortWorkflow, write_json

@@ -11,11 +11,12 @@ from typing import Any
 
 import pandas as pd
 
+from scripts.cohort.journal import Case, Journal
+from scripts.cohort.run import run_cohort
 from scripts.failures import failure_message, write_failures
 from scripts.files import atomic_path, require_writable
-from scripts.solf.cohort import compile_features, run_cohort
+from scripts.solf.features import compile_features
 from scripts.solf.filter import LabelFilter
-from scripts.solf.journal import Case, Journal
 from scripts.solf.report.write import write_report
 from scripts.solf.tables import cohort_table, unpacked
 from scripts.solf.thresholds import judge, readable
@@ -89,12 +90,20 @@ class CohortWorkflow:
             raise ValueError(f"none of {len(self.cases)} label maps could be measured; the first: {first}")
 
     def tables(self) -> Iterator[pd.DataFrame]:
-        """Yield the features of some hundred whole cases at a time, in order of name."""
+        """Yield the features of some hundred whole cases at a time, in order of name.
+
+        Raises:
+            ValueError: a label map was changed since it was measured.
+        """
         done = [case for case in self.cases if case["case"] not in self.failures]
         with self._journal() as journal:
             for start in range(0, len(done), _CASES_PER_TABLE):
-                payloads = journal.payloads(done[start : start + _CASES_PER_TABLE])
-                yield cohort_table(((case, unpacked(payload)) for case, payload in payloads), self.network.organs)
+                some = done[start : start + _CASES_PER_TABLE]
+                found = [(case, unpacked(payload)) for case, payload in journal.payloads(some)]
+                if len(found) < len(some):
+                    changed = {case["case"] for case in some} - {case for case, _ in found}
+                    raise ValueError(f"{min(changed)}: its label map was changed while the run went on; run again.")
+                yield cohort_table(found, self.network.organs)
 
     def decisions(self) -> Iterator[pd.DataFrame]:
         """Yield what the filter decides about the labels of `tables`."""

@@ -46,7 +46,7 @@ def attempt_alone(packed: bytes, case: Mapping[str, str]) -> Outcome:
     """
     task = cloudpickle.dumps((packed, case))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-m", "scripts.solf.attempts"]
+    command = [sys.executable, "-m", "scripts.cohort.attempts"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
         with suppress(BrokenPipeError):  # it died already: its exit code tells
             process.stdin.write(len(task).to_bytes(_SIZE_BYTES) + task)

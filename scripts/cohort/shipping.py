@@ -84,7 +84,7 @@ def worker_task(folder: str, packed: bytes, *, alone: bool) -> Callable[[Mapping
             for name in [name for name in sys.modules if name.split(".")[0] == "scripts"]:
                 del sys.modules[name]
             sys.path.insert(0, root)
-        from scripts.solf.attempts import attempt, attempt_alone
+        from scripts.cohort.attempts import attempt, attempt_alone
 
         if alone:
             return tuple(attempt_alone(packed, case))

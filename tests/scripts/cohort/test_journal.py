@@ -4,8 +4,8 @@ import sqlite3
 
 import pytest
 
-from scripts.solf import journal as module
-from scripts.solf.journal import Journal
+from scripts.cohort import journal as module
+from scripts.cohort.journal import Journal
 
 
 @pytest.fixture

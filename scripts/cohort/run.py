@@ -6,14 +6,12 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-import numpy as np
 from dask.system import CPU_COUNT
 
+from scripts.cohort.attempts import CaseFunction, Outcome, attempt
+from scripts.cohort.engine import local_client, remote_client, run_on_dask
+from scripts.cohort.journal import Case, Journal
 from scripts.progress import progress_bar
-from scripts.solf.attempts import CaseFunction, Outcome, attempt
-from scripts.solf.engine import local_client, remote_client, run_on_dask
-from scripts.solf.features import label_shape_features
-from scripts.solf.journal import Case, Journal
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +41,7 @@ def run_cohort(
         workers: processes on this machine; -1 takes one per core, 0 runs in this process without Dask, where a case
             that kills it ends the run.
         is_finished: says of a case in the journal whether its other results are still there.
-        warm_up: called once before other processes start, such as `compile_features`.
+        warm_up: called once before other processes start, such as `scripts.solf.features.compile_features`.
         desc: word in front of the progress bar.
 
     Returns:
@@ -71,12 +69,6 @@ def run_cohort(
             _run(function, todo, journal, record, scheduler=scheduler, workers=workers, warm_up=warm_up)
     journal.commit()
     return {case["case"]: failures[case["case"]] for case in todo if case["case"] in failures}
-
-
-def compile_features() -> None:
-    """Compile the measuring of label maps and leave it in numba's cache, before many processes look for it there."""
-    for dtype in (np.uint8, np.uint16):
-        label_shape_features(np.ones((2, 2, 2), dtype), np.eye(4))
 
 
 def _check(cases: Sequence[Case], workers: int) -> None:

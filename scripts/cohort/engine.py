@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import socket
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,10 +14,11 @@ from contextlib import contextmanager
 import cloudpickle
 import dask
 from distributed import Client, Future, KilledWorker, LocalCluster
+from distributed.comm.addressing import parse_address, parse_host_port
 
+from scripts.cohort.attempts import CaseFunction, Outcome
+from scripts.cohort.shipping import ROOT, ship_code, worker_task
 from scripts.errors import reason
-from scripts.solf.attempts import CaseFunction, Outcome
-from scripts.solf.shipping import ROOT, ship_code, worker_task
 
 CONNECT_SECONDS = 10
 WAKE_SECONDS = 1.0
@@ -60,6 +62,7 @@ def remote_client(address: str) -> Iterator[Client]:
     """
     with _quiet():
         try:
+            socket.create_connection(parse_host_port(parse_address(address)[1]), timeout=CONNECT_SECONDS).close()
             client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
         except (OSError, ValueError) as error:
             raise ValueError(
