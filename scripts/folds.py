@@ -36,7 +36,7 @@ def assign_folds(patients: Iterable[str], *, folds: int = 5, seed: int = 0) -> d
 def take_fold(sections: Mapping[str, Items], fold: int | None, source: object) -> None:
     """Move the training cases of a fold to validation, in place.
 
-    A datalist with a validation list of its own and no folds is left as it is.
+    A datalist with a validation list of its own and no folds, or without training cases, is left as it is.
 
     Args:
         sections: lists of items; each "fold" is taken out of its item.
@@ -50,7 +50,7 @@ def take_fold(sections: Mapping[str, Items], fold: int | None, source: object) -
     numbers = [item.pop("fold", None) for item in training]
     for item in [*validation, *sections["test"]]:
         item.pop("fold", None)
-    if fold is None or (validation and set(numbers) <= {None}):
+    if fold is None or not training or (validation and set(numbers) <= {None}):
         return
     mend = 'give each training case a "fold" and no validation list, as python -m scripts.prepare_brats does'
     problems = [f"training[{i}]: fold is {n!r}" for i, n in enumerate(numbers) if type(n) is not int]

@@ -248,6 +248,11 @@ def test_datalist_with_its_own_validation_list_is_taken_as_it_is(two_folds):
     assert [item["case"] for item in lists["validation"]] == ["BraTS-GLI-00001-000"]
 
 
+def test_datalist_of_test_cases_alone_needs_no_folds(two_folds):
+    rewritten(two_folds, lambda training, content: content.update(test=content.pop("training")))
+    assert [len(items) for items in load(two_folds, required=("test",)).values()] == [0, 0, 2]
+
+
 def test_patient_in_training_and_in_a_validation_list_is_leakage(two_folds):
     def split(training, content):
         content["validation"] = [training.pop()]
