@@ -26,6 +26,7 @@ def check_cases(
     *,
     num_classes: int | None = None,
     label_sets: Sequence[LabelSet] | None = None,
+    ignored: Mapping[str, int] | None = None,
     resample: bool = False,
     workers: int = 4,
 ) -> None:
@@ -39,6 +40,7 @@ def check_cases(
         items: cases with ``image`` and, where there is one, ``label``.
         num_classes: number of label values, background included: the set 0..``num_classes`` - 1.
         label_sets: the sets of values that a label may have; instead of ``num_classes``.
+        ignored: label file to a further value that it may hold, for voxels that the loss leaves out.
         resample: whether the files of an image may lie on different grids.
         workers: threads; each holds one volume in memory at a time. Threads do, since zlib releases the GIL.
 
@@ -47,7 +49,8 @@ def check_cases(
     """
     if not label_sets and (num_classes or 0) < 2:
         raise ValueError(f"num_classes is {num_classes or 0}; set it to the number of labels, background included")
-    check = partial(_case_problems, label_sets=label_sets or [range(num_classes or 0)], resample=resample)
+    sets = label_sets or [range(num_classes or 0)]
+    check = partial(_case_problems, label_sets=sets, ignored=ignored or {}, resample=resample)
     with ThreadPoolExecutor(workers) as pool:
         bar = tqdm(pool.map(check, items), total=len(items), desc="checking cases", unit="case", disable=None)
         problems = [problem for found in bar for problem in found]
@@ -55,7 +58,9 @@ def check_cases(
     raise_all(problems, f"check of {len(items)} cases", mend)
 
 
-def _case_problems(item: Mapping[str, Any], label_sets: Sequence[LabelSet], resample: bool) -> list[str]:
+def _case_problems(
+    item: Mapping[str, Any], label_sets: Sequence[LabelSet], ignored: Mapping[str, int], resample: bool
+) -> list[str]:
     problems: list[str] = []
     paths = [item["image"]] if isinstance(item["image"], str) else item["image"]
     grids = {path: _image_grid(path, problems) for path in paths}
@@ -64,6 +69,8 @@ def _case_problems(item: Mapping[str, Any], label_sets: Sequence[LabelSet], resa
         reference = paths[REFERENCE]
         problems += _sequence_problems(paths, grids, resample)
     if "label" in item:
+        if item["label"] in ignored:
+            label_sets = [[*values, ignored[item["label"]]] for values in label_sets]
         try:
             found = _label_problems(read_nifti(item["label"]), grids[reference], label_sets, path=item["label"])
             problems += [f"{item['label']}: {problem}" for problem in found]
@@ -133,10 +140,8 @@ def _unfit_values(label: StoredVolume, label_sets: Sequence[LabelSet]) -> tuple[
 
 def _outside(values: np.ndarray, label_set: LabelSet) -> np.ndarray:
     low, high = min(label_set), max(label_set)
-    outside = (values < low) | (values > high)
-    for gap in set(range(low, high + 1)).difference(label_set):
-        outside |= values == gap
-    return outside
+    has_gaps = high - low + 1 > len(set(label_set))
+    return ~np.isin(values, list(label_set)) if has_gaps else (values < low) | (values > high)
 
 
 def _smallest(known: np.ndarray, more: np.ndarray) -> np.ndarray:

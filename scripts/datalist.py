@@ -33,6 +33,7 @@ def load_datalist(
     check: bool | str = True,
     num_classes: int | None = None,
     label_sets: Sequence[Sequence[int]] | None = None,
+    ignored_label: int | None = None,
     resample: bool | str = False,
 ) -> dict[str, list[Item]]:
     """List the cases of ``dataset_dir`` by section, from a Decathlon-style JSON file or from plain folders.
@@ -51,6 +52,7 @@ def load_datalist(
         check: whether to read every file of the required sections first, see ``scripts.case_checks.check_cases``.
         num_classes: number of label values, background included; only the check needs it.
         label_sets: the sets of values that a label may have, instead of ``num_classes``.
+        ignored_label: a further value that training labels may have, for voxels that the loss leaves out.
         resample: whether the check lets the files of an image lie on different grids.
 
     Returns:
@@ -83,7 +85,9 @@ def load_datalist(
         item["case"] = case
     if flag(check, "check_data"):
         todo = [item for name in required for item in sections[name]]
-        check_cases(todo, num_classes=num_classes, label_sets=label_sets, resample=flag(resample, "resample"))
+        cleaned = {} if ignored_label is None else {i["label"]: ignored_label for i in sections["training"]}
+        options = {"num_classes": num_classes, "label_sets": label_sets, "ignored": cleaned}
+        check_cases(todo, **options, resample=flag(resample, "resample"))
     logger.info("%s: %s", source, ", ".join(f"{len(items)} {name}" for name, items in sections.items()))
     return sections
 

@@ -99,6 +99,35 @@ def test_same_seed_gives_the_same_weights_and_another_seed_others(torso_data, tr
     assert not torch.equal(other["out.conv.conv.weight"], uninterrupted["out.conv.conv.weight"])
 
 
+def cleaned_data(source, folder, section):
+    """A data set of which one label of a section has voxels of 255, as the label filter leaves them."""
+    shutil.copytree(source, folder)
+    listed = json.loads((folder / "dataset_0.json").read_text())[section][0]["label"]
+    image = nib.load(folder / listed)
+    voxels = np.asarray(image.dataobj).astype(np.uint8)
+    voxels[voxels == 6] = 255
+    nib.save(nib.Nifti1Image(voxels, image.affine), folder / listed)
+    return folder
+
+
+def test_labels_that_a_filter_cleaned_are_trained_on(torso_data, tmp_path):
+    data = cleaned_data(torso_data, tmp_path / "data", "training")
+    settings = training_settings(data, tmp_path, max_epochs=1)
+    with pytest.raises(RuntimeError) as error:
+        run_bundle(BUNDLE, ["train.json"], **settings)
+    assert "label values 255 are outside 0..13" in reason(error.value)
+    run_bundle(BUNDLE, ["train.json", "cleaned_labels.json"], **settings)
+    trained = weights(tmp_path / "models" / "last.pt")
+    assert all(torch.isfinite(tensor).all() for tensor in trained.values())
+
+
+def test_validation_labels_may_not_be_ignored(torso_data, tmp_path):
+    data = cleaned_data(torso_data, tmp_path / "data", "validation")
+    with pytest.raises(RuntimeError) as error:
+        run_bundle(BUNDLE, ["train.json", "cleaned_labels.json"], **training_settings(data, tmp_path, max_epochs=1))
+    assert "label values 255 are outside 0..13" in reason(error.value)
+
+
 def test_killed_and_resumed_run_reaches_the_weights_of_an_uninterrupted_one(torso_data, trained, tmp_path):
     settings = training_settings(torso_data, tmp_path, max_epochs=4)
     arguments = ["training", "--config_file", "configs/train.json", *command_line(settings)]
