@@ -25,6 +25,12 @@ WAKE_SECONDS = 1.0
 REMINDER_SECONDS = 60
 LEAST_ON_THE_WAY, PER_THREAD = 16, 4
 MAX_LOSSES = 3
+_SETTINGS = {
+    "distributed.worker.profile.enabled": False,
+    # Dask's nannies make workers return freed memory at once, so that every volume is paged in anew
+    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 2**28,
+    "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 2**25,
+}
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 logger = logging.getLogger(__name__)
 
@@ -44,7 +50,7 @@ def local_client(workers: int) -> Iterator[Client]:
     """
     options = {"host": "127.0.0.1", "dashboard_address": None, "memory_limit": 0, "silence_logs": logging.CRITICAL}
     scheduler = {"dashboard_address": "127.0.0.1:0", "allowed_failures": 0}
-    with _quiet(), _one_thread_each(), dask.config.set({"distributed.worker.profile.enabled": False}):
+    with _quiet(), _one_thread_each(), dask.config.set(_SETTINGS):
         cluster = LocalCluster(n_workers=workers, threads_per_worker=1, scheduler_kwargs=scheduler, **options)
         with cluster, Client(cluster, set_as_default=False) as client:
             yield client
