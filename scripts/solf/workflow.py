@@ -34,8 +34,8 @@ class CohortWorkflow:
         cases: `{"image": path, "case": unique name}` of each label map.
         output_dir: folder of the results and of `journal.sqlite`, which knows the finished cases; refused at once
             where it cannot be written.
-        settings: what the result of a case depends on, `label_names` among it; another value, or another content of a
-            file that a value names, does all cases anew.
+        settings: what the result of a case depends on, such as `label_names` and the bundle's version; another value,
+            or another content of a file that a value names, does all cases anew.
         scheduler: address of a Dask scheduler; "" for processes on this machine.
         workers: processes on this machine; -1 for all cores, 0 for none but this one.
     """
@@ -118,7 +118,7 @@ class CohortWorkflow:
             decisions=self.decisions,
             thresholds=readable(self.network.thresholds, **about),
             sources={case["case"]: case["image"] for case in self.cases},
-            label_names=self.settings["label_names"],
+            label_names=self.settings.get("label_names", ""),
         )
 
     def _journal(self) -> Journal:
