@@ -23,6 +23,8 @@ from scripts.weights import load_weights
 
 logger = logging.getLogger(__name__)
 
+_MANY = 0.25  # of the labels; a filter that fits rejects a few in a hundred
+
 Transform = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
@@ -68,7 +70,12 @@ class CohortCleaner(CohortWorkflow):
         )
         self.measure(task, is_finished=self._is_written)
         counts = self._write_decisions()
-        logger.info("labels: %s; %s", counts, self.output_dir / "decisions.csv")
+        summary = ", ".join(f"{count} {decision}" for decision, count in sorted(counts.items()))
+        logger.info("labels: %s; %s", summary, self.output_dir / "decisions.csv")
+        if counts["reject"] > _MANY * counts.total():
+            share = 100 * counts["reject"] / counts.total()
+            question = "were the thresholds fitted on maps of the same labels and field of view?"
+            logger.warning("%.0f %% of all labels were rejected: %s", share, question)
         if self.qc:
             self.report(rule="that of the weights", subjects=int(self.network.subjects.max()))
 
@@ -76,14 +83,14 @@ class CohortCleaner(CohortWorkflow):
         """Tell whether a case's cleaned map is still there; a dropped one has none."""
         return self.network.rejected == "drop_case" or (self.output_dir / f"{case['case']}_cleaned.nii.gz").is_file()
 
-    def _write_decisions(self) -> str:
+    def _write_decisions(self) -> Counter[str]:
         """Write the table, and return how many labels were kept, rejected and dropped."""
         counts: Counter[str] = Counter()
         with atomic_path(self.output_dir / "decisions.csv") as temporary, temporary.open("w", newline="") as file:
             for n, table in enumerate(self.decisions()):
                 table.to_csv(file, index=False, header=n == 0, float_format="%.6g", lineterminator="\n")
                 counts.update(table["decision"])
-        return ", ".join(f"{count} {decision}" for decision, count in sorted(counts.items()))
+        return counts
 
 
 def _light(network: LabelFilter) -> LabelFilter:

@@ -127,6 +127,18 @@ def test_another_setting_or_a_removed_result_is_done_again(fitted, cohort, tmp_p
     assert second.read_bytes() == content
 
 
+def test_thresholds_of_another_field_of_view_are_noticed(fitted, raw, cohort, tmp_path, caplog):
+    """A third of each body is cut off, so that what is left is a larger share of it, elsewhere."""
+    (tmp_path / "cut").mkdir()
+    for path in cohort.labels[:3]:
+        image = nib.load(path)
+        nib.save(image.slicer[:, :, : image.shape[2] // 3], tmp_path / "cut" / path.name)
+    clean(raw, tmp_path / "whole", fitted)
+    assert "same labels and field of view" not in caplog.text
+    clean(tmp_path / "cut", tmp_path / "out", fitted)
+    assert "of all labels were rejected: were the thresholds fitted on maps of the same labels" in caplog.text
+
+
 def test_drop_case_leaves_no_map_and_says_so(fitted, raw, tmp_path):
     clean(raw, tmp_path, fitted, rejected="drop_case", drop_share=0.05)
     decisions = pd.read_csv(tmp_path / "decisions.csv")
