@@ -179,18 +179,19 @@ class _Flight:
                 futures.append(self.landed.get_nowait())
         except queue.Empty:
             pass
-        lost = [future for future in futures if future.status not in ("finished", "error")]
-        if lost or self.client.status != "running":
+        if self.client.status != "running" or any(future.status == "cancelled" for future in futures):
             raise ConnectionError("the connection broke")
-        found = self.client.gather({future.key: future for future in futures}, errors="skip")
-        return [(self.cases.pop(future), _outcome(future, found[future.key])) for future in futures]
+        done = {future.key: future for future in futures if future.status in ("finished", "error")}
+        found = self.client.gather(done, errors="skip")
+        return [(self.cases.pop(future), _outcome(future, found.get(future.key))) for future in futures]
 
 
 def _outcome(future: Future, found: tuple[bytes, str] | None) -> Outcome | None:
+    """Return what became of a case; None if it or its finished result was lost with a worker."""
     if found is not None:
         return Outcome(*found)
-    error = future.exception()
-    return None if isinstance(error, KilledWorker) else Outcome(b"", reason(error))
+    error = future.exception() if future.status == "error" else None
+    return None if error is None or isinstance(error, KilledWorker) else Outcome(b"", reason(error))
 
 
 @contextmanager

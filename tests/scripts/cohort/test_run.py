@@ -285,6 +285,31 @@ def test_case_that_keeps_losing_its_worker_is_given_up(cases, monkeypatch):
     assert outcomes == [Outcome(b"", "its worker was lost 3 times")]
 
 
+@pytest.mark.parametrize(("status", "value"), [("lost", None), ("finished", None)])
+def test_result_that_was_lost_with_its_worker_is_no_lost_scheduler(cases, status, value):
+    """Another case killed the worker after this one was done and before its result was fetched."""
+
+    class FakeFuture:
+        key = "case-1"
+
+        def exception(self):
+            raise AssertionError("waits for ever")
+
+    class FakeClient:
+        status = "running"
+
+        def gather(self, futures, errors):
+            return dict.fromkeys(futures, value)
+
+    future = FakeFuture()
+    future.status = status
+    flight = engine._Flight(FakeClient(), features, folder="")
+    flight.cases[future] = cases[0]
+    flight.landed.put(future)
+    assert flight.land() == [(cases[0], None)]
+    assert not flight.cases
+
+
 def test_features_are_compiled_for_both_types_of_maps(monkeypatch):
     seen = []
     monkeypatch.setattr("scripts.solf.features.label_shape_features", lambda label, affine: seen.append(label.dtype))
