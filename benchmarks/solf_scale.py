@@ -109,7 +109,7 @@ def scheduler_of_two(folder: Path) -> Iterator[str]:
             stack.callback(process.terminate)
 
         start("scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file))
-        while not file.exists():
+        while not (file.exists() and file.read_text().rstrip().endswith("}")):
             time.sleep(0.1)
         for _ in range(2):
             start("worker", "--scheduler-file", str(file), "--nthreads", "1", "--local-directory", str(folder))

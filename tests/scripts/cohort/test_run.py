@@ -205,7 +205,7 @@ def scheduler(tmp_path):
     folder.mkdir()
     file = folder / "scheduler.json"
     process = start_dask("scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", file, folder=folder)
-    wait_for(file.exists)
+    wait_for(lambda: file.exists() and file.read_text().rstrip().endswith("}"))  # Dask writes it piece by piece
     yield json.loads(file.read_text())["address"], process
     process.kill()
     process.wait()
