@@ -80,18 +80,19 @@ def case_features(label: np.ndarray, affine: np.ndarray, organs: Mapping[int, st
 
 def feature_table(features: np.ndarray, organs: Mapping[int, str]) -> pd.DataFrame:
     """Turn the (L, C) array of a case into a row per label that it has: `label`, `organ` and `COLUMNS`."""
-    present = ~np.isnan(features[:, 0])
-    rows = pd.DataFrame(features[present], columns=list(COLUMNS)).astype(_DTYPES.to_dict())
-    rows.insert(0, "label", np.array(list(organs))[present])
-    rows.insert(1, "organ", np.array(list(organs.values()), dtype=object)[present])
-    return rows
+    return cohort_table([("", features)], organs).drop(columns="case")
 
 
 def cohort_table(cases: Iterable[tuple[str, np.ndarray]], organs: Mapping[int, str]) -> pd.DataFrame:
     """Put the arrays of named cases into one table, with `case` in front."""
-    tables = [feature_table(features, organs).assign(case=case) for case, features in cases]
-    table = pd.concat(tables, ignore_index=True)
-    return table[["case", *table.columns.drop("case")]]
+    names, arrays = zip(*cases, strict=True)
+    features = np.stack(arrays)
+    case, organ = np.nonzero(~np.isnan(features[:, :, 0]))
+    rows = pd.DataFrame(features[case, organ], columns=list(COLUMNS)).astype(_DTYPES.to_dict())
+    rows.insert(0, "case", np.array(names, dtype=object)[case])
+    rows.insert(1, "label", np.array(list(organs))[organ])
+    rows.insert(2, "organ", np.array(list(organs.values()), dtype=object)[organ])
+    return rows
 
 
 def packed(features: np.ndarray) -> bytes:
