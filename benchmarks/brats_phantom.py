@@ -8,31 +8,23 @@ ten phantoms finds there means nothing, only that the run completes.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from scripts.cases import write_table
+from tools import demo
 from tools.brain_phantom import write_cohort
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundles" / "swin_bob_brats"
 RESULTS = Path(__file__).parent / "results"
 TARGET = 0.75
-REDUCED_NETWORK = {
-    "network_def#feature_size": 12,
-    "network_def#depths": [1, 1, 1, 1],
-    "network_def#window_size": 4,
-    "patch_size": [64, 64, 32],
-    "spacing_mm": [3.0, 3.0, 3.0],
-    "num_workers": 0,
-}
+REDUCED_NETWORK = {**demo.REDUCED_NETWORK, "patch_size": [64, 64, 32], "spacing_mm": [3.0, 3.0, 3.0]}
 REDUCED_TRAINING = {
     "network_def#use_checkpoint": False,
     "dataset": "cache",
@@ -43,22 +35,8 @@ REDUCED_TRAINING = {
     "learning_rate": 0.01,
     "intensity_prob": 0,
 }
+run = partial(demo.run, bundle=BUNDLE)
 logger = logging.getLogger("brats_phantom")
-
-
-def run(settings: dict[str, Any], *configs: str) -> None:
-    """Run a workflow of the bundle as a user does.
-
-    Raises:
-        SystemExit: it failed.
-    """
-    files = str([f"configs/{name}" for name in configs])
-    words = [sys.executable, "-m", "monai.bundle", "run", "--config_file", files]
-    for key, value in settings.items():
-        words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
-    done = subprocess.run(words, cwd=BUNDLE, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(configs)} failed with exit code {done.returncode}")
 
 
 def main() -> int:

@@ -27,6 +27,7 @@ from scipy.stats import norm
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.support.ui import WebDriverWait
 
+from benchmarks.restore_label_map import memory_mb
 from benchmarks.solf_speed import ukb_phantom
 from scripts.files import atomic_path
 from scripts.labels import ORGANS
@@ -99,7 +100,7 @@ def write(folder: Path, subjects: int) -> dict[str, float]:
     label_map = folder / "phantom.nii.gz"
     ukb_phantom(label_map, np.random.default_rng(0))
     sources = {f"subject_{n:06d}": str(label_map) for n in range(subjects)}
-    before = _memory_mb("VmRSS")
+    before = memory_mb("VmRSS")
     start = time.perf_counter()
     for _ in range(2):
         for _ in decisions(subjects):
@@ -108,12 +109,7 @@ def write(folder: Path, subjects: int) -> dict[str, float]:
     start = time.perf_counter()
     write_report(folder, decisions=partial(decisions, subjects), thresholds=thresholds(subjects), sources=sources)
     seconds = time.perf_counter() - start
-    return {"write_s": seconds - simulated, "simulate_s": simulated, "peak_mb": _memory_mb("VmHWM") - before}
-
-
-def _memory_mb(name: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith(name)) / 1024
+    return {"write_s": seconds - simulated, "simulate_s": simulated, "peak_mb": memory_mb("VmHWM") - before}
 
 
 def sizes(report: Path) -> dict[str, float]:

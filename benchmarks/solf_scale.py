@@ -35,6 +35,7 @@ from matplotlib.figure import Figure
 from monai.transforms import Compose
 from tqdm import tqdm
 
+from benchmarks.restore_label_map import memory_mb
 from scripts.cases import write_table
 from scripts.cohort.attempts import Outcome, attempt
 from scripts.cohort.engine import local_client, remote_client, run_on_dask
@@ -205,18 +206,13 @@ def simulate(subjects: int, path: str) -> None:
 
 def fit(path: str) -> dict[str, float]:
     """Read a table and fit; return seconds and the process's peak of memory."""
-    before_mb, start = _memory_mb("VmRSS"), time.perf_counter()
+    before_mb, start = memory_mb("VmRSS"), time.perf_counter()
     table = pd.read_parquet(path, columns=["label", *FEATURES])
     read = time.perf_counter()
     fit_thresholds(table, organs=ORGANS, features=FEATURES)
     done = time.perf_counter()
     found = {"read_s": read - start, "fit_s": done - read}
-    return found | {"imports_mb": before_mb, "peak_mb": _memory_mb("VmHWM")}
-
-
-def _memory_mb(name: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith(name)) / 1024
+    return found | {"imports_mb": before_mb, "peak_mb": memory_mb("VmHWM")}
 
 
 def draw(speed: pd.DataFrame, fit: pd.DataFrame, path: Path) -> None:

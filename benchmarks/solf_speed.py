@@ -30,6 +30,7 @@ from monai.transforms import Compose
 from scipy import ndimage
 from skimage.measure import marching_cubes, mesh_surface_area
 
+from benchmarks.restore_label_map import memory_mb
 from scripts.files import StoredVolume, atomic_path, read_nifti
 from scripts.solf.features import label_shape_features
 from scripts.solf.filter import LabelFilter
@@ -127,17 +128,12 @@ def seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def peak_bytes(function: Callable[[], object]) -> int:
+def peak_mb(function: Callable[[], object]) -> float:
     """Return how far resident memory rises above where it was, as Linux counts it."""
-    before = _memory("VmRSS")
+    before = memory_mb("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget earlier peaks
     function()
-    return max(0, _memory("VmHWM") - before)
-
-
-def _memory(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
+    return max(0, memory_mb("VmHWM") - before)
 
 
 def measure(path: Path, *, plain_labels: int, folder: Path) -> dict[str, float]:
@@ -172,7 +168,7 @@ def measure(path: Path, *, plain_labels: int, folder: Path) -> dict[str, float]:
     found = {name: statistics.median(values) for name, values in times.items()}
     for name, way in {"plain": plain_features, "published": published_features}.items():
         found[name] = seconds(lambda way=way: [way(volume, label) for label in some]) * len(labels) / len(some)
-    found["memory"] = 1 + peak_bytes(ways["ours"]) / volume.stored.nbytes
+    found["memory"] = 1 + peak_mb(ways["ours"]) * 2**20 / volume.stored.nbytes
     return found | {"labels": len(labels), "voxels": volume.stored.size, "plain labels": len(some)}
 
 

@@ -110,7 +110,7 @@ def foreground_classes(channel_def: Mapping[str, str]) -> dict[int, str]:
     return {int(k): name for k, name in sorted(channel_def.items(), key=lambda kv: int(kv[0])) if int(k) > 0}
 
 
-def left_right_pairs(channel_def: Mapping[str, str]) -> list[tuple[int, int]]:
+def left_right_pairs(channel_def: Mapping[str, str] | Mapping[int, str]) -> list[tuple[int, int]]:
     """Find the classes that exchange their labels when a patient is mirrored.
 
     Args:
@@ -139,3 +139,9 @@ def left_right_pairs(channel_def: Mapping[str, str]) -> list[tuple[int, int]]:
     if lonely:
         raise ValueError(f"classes {sorted(lonely)} are 'left' without a 'right' partner: add it to channel_def.")
     return sorted(pairs)
+
+
+def partners(organs: Mapping[int, str]) -> dict[int, int]:
+    """Return for each organ that has one the label id of its partner on the other side."""
+    pairs = left_right_pairs(organs)
+    return {label: other for pair in pairs for label, other in (pair, pair[::-1])}

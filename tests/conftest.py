@@ -91,3 +91,15 @@ def run_bundle(bundle, configs, **settings):
 def command_line(settings):
     """Write settings as they are typed."""
     return [part for key, value in settings.items() for part in (f"--{key}", json.dumps(value).strip('"'))]
+
+
+def training_settings(data, folder, **more):
+    """Settings of a small training on `data` that writes below `folder`."""
+    folders = {"ckpt_dir": str(folder / "models"), "output_dir": str(folder / "runs")}
+    return {**TINY, **TINY_TRAINING, "dataset_dir": str(data), **folders, **more}
+
+
+def weights(path):
+    """Read the network's weights from any file that a training leaves."""
+    content = torch.load(path, weights_only=True)
+    return content.get("network", content)

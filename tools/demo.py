@@ -50,8 +50,8 @@ PAIR = {"max_epochs": 120, "learning_rate": 0.004, "crops_per_case": 2, "allow_o
 logger = logging.getLogger("demo")
 
 
-def run(settings: dict[str, Any], *configs: str) -> None:
-    """Print and run the command that a user would type in the bundle's folder.
+def run(settings: dict[str, Any], *configs: str, bundle: Path = BUNDLE) -> None:
+    """Print and run the command that a user would type in a bundle's folder.
 
     Raises:
         SystemExit: the command failed.
@@ -61,8 +61,8 @@ def run(settings: dict[str, Any], *configs: str) -> None:
     for key, value in settings.items():
         words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
     typed = [word if PLAIN_WORD.fullmatch(word) else f'"{word}"' for word in words]
-    logger.info("\n$ cd %s; %s\n", BUNDLE.relative_to(ROOT), " ".join(typed).replace("$", "\\$"))
-    done = subprocess.run([sys.executable, *words[1:]], cwd=BUNDLE, check=False)
+    logger.info("\n$ cd %s; %s\n", bundle.relative_to(ROOT), " ".join(typed).replace("$", "\\$"))
+    done = subprocess.run([sys.executable, *words[1:]], cwd=bundle, check=False)
     if done.returncode:
         raise SystemExit(f"the command above failed with exit code {done.returncode}")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy import ndimage
 
-from scripts.labels import ORGANS, left_right_pairs
+from scripts.labels import ORGANS, partners
 from scripts.solf.evaluation import label_dice
 from tools.label_anatomy import TISSUES
 
@@ -18,11 +18,7 @@ OVERWRITTEN = "overwritten"
 LEAST_VOXELS = 8  # a label has, to be aimed at
 NEAR = 5  # organs that one may be taken for
 
-PARTNERS = {
-    label: other
-    for pair in left_right_pairs({str(label): name for label, name in ORGANS.items()})
-    for label, other in (pair, pair[::-1])
-}
+PARTNERS = partners(ORGANS)
 
 
 def inject_errors(

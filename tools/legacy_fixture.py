@@ -2,9 +2,9 @@
 
 Run once, with MONAI 1.4.0 instead of the installed version and the repository behind it on the path:
 
-    pip download --no-deps --dest /tmp/monai14 monai==1.4.0
-    python -m zipfile -e /tmp/monai14/monai-1.4.0-py3-none-any.whl /tmp/monai14/unpacked
-    PYTHONPATH=/tmp/monai14/unpacked python -m tools.legacy_fixture tests/fixtures/legacy_patch_merging.npz
+    pip download --no-deps --dest ../monai14 monai==1.4.0
+    python -m zipfile -e ../monai14/monai-1.4.0-py3-none-any.whl ../monai14/unpacked
+    PYTHONPATH=../monai14/unpacked python -m tools.legacy_fixture tests/fixtures/legacy_patch_merging.npz
 
 No weights are stored: `fill_by_formula` gives both versions the same ones.
 """

@@ -8,7 +8,7 @@ import queue
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import cloudpickle
@@ -17,6 +17,7 @@ from distributed import Client, Future, KilledWorker, LocalCluster
 from distributed.comm.addressing import parse_address, parse_host_port
 
 from scripts.cohort.attempts import CaseFunction, Outcome
+from scripts.cohort.journal import Case
 from scripts.cohort.shipping import ROOT, ship_code, worker_task
 from scripts.errors import reason
 
@@ -34,7 +35,6 @@ _SETTINGS = {
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 logger = logging.getLogger(__name__)
 
-Case = Mapping[str, str]
 Landed = tuple[Case, Outcome | None]
 """A case and what became of it; None where its worker was lost."""
 

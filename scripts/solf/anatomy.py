@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from scripts.labels import left_right_pairs
+from scripts.labels import partners
 
 
 def with_anatomy(shapes: pd.DataFrame, organs: Mapping[int, str]) -> pd.DataFrame:
@@ -25,16 +25,11 @@ def with_anatomy(shapes: pd.DataFrame, organs: Mapping[int, str]) -> pd.DataFram
     Source:
         Ours: UKBOB (arXiv 2504.06908) judges by shape alone, which sees neither swapped nor displaced organs.
     """
-    partners = {label: other for pair in left_right_pairs(_named(organs)) for label, other in (pair, pair[::-1])}
     volumes = shapes.set_index("label")["volume_mm3"]
-    partner_mm3 = shapes["label"].map(partners).map(volumes)
+    partner_mm3 = shapes["label"].map(partners(organs)).map(volumes)
     asymmetry = np.log(shapes["volume_mm3"] / partner_mm3.astype(float))
     centroids_mm = shapes[[f"centroid_{axis}_mm" for axis in "xyz"]].to_numpy()
     voxels = shapes["voxel_count"].to_numpy()[:, None]
     body_mm = (centroids_mm * voxels).sum(axis=0) / max(voxels.sum(), 1)
     offsets = (centroids_mm - body_mm) / max(np.cbrt(shapes["volume_mm3"].sum()), 1e-6)
     return shapes.assign(asymmetry=asymmetry, **{f"offset_{axis}": offsets[:, n] for n, axis in enumerate("xyz")})
-
-
-def _named(organs: Mapping[int, str]) -> dict[str, str]:
-    return {str(label): name for label, name in organs.items()}

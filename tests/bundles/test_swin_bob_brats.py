@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from functools import partial
 
 import nibabel as nib
 import numpy as np
@@ -19,24 +20,15 @@ from scripts.errors import reason
 from scripts.networks import is_marker
 from scripts.regions import BRATS_REGIONS, LABEL_SETS
 from scripts.sequences import SEQUENCES
-from tests.conftest import ROOT, SHARED_DATA, TINY, TINY_TRAINING, bundle_workflow, run_bundle
+from tests import conftest
+from tests.conftest import ROOT, SHARED_DATA, TINY, bundle_workflow, run_bundle, weights
 
 BUNDLE = "swin_bob_brats"
 CONFIGS = ROOT / "bundles" / BUNDLE / "configs"
 SMALL = {**TINY, "patch_size": [32, 64, 32]}
+training_settings = partial(conftest.training_settings, patch_size=SMALL["patch_size"])
 CASE = "BraTS-GLI-00003-000"
 WILLING = {"etta#guard": False}
-
-
-def training_settings(data, folder, **more):
-    return {
-        **SMALL,
-        **TINY_TRAINING,
-        "dataset_dir": str(data),
-        "ckpt_dir": str(folder / "models"),
-        "output_dir": str(folder / "runs"),
-        **more,
-    }
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +48,6 @@ def infer(trained, source, out, *overlays, **more):
 def evaluate(trained, data, folder, *overlays, **more):
     settings = training_settings(data, folder, ckpt_path=str(trained / "models" / "model.pt"), **more)
     return run_bundle(BUNDLE, ["train.json", "evaluate.json", *overlays], kind="train", **settings)
-
-
-def weights(path):
-    content = torch.load(path, weights_only=True)
-    return content.get("network", content)
 
 
 def stored(path):

@@ -23,21 +23,10 @@ from monai.fl.utils.constants import ExtraItems
 from monai.fl.utils.exchange_object import ExchangeObject
 
 from scripts.errors import reason
-from tests.conftest import ROOT, SHARED_DATA, TINY, TINY_TRAINING, command_line, run_bundle
+from tests.conftest import ROOT, SHARED_DATA, TINY, command_line, run_bundle, training_settings, weights
 
 BUNDLE = "swin_bob_btcv"
 CONFIGS = ROOT / "bundles" / BUNDLE / "configs"
-
-
-def training_settings(data, folder, **more):
-    return {
-        **TINY,
-        **TINY_TRAINING,
-        "dataset_dir": str(data),
-        "ckpt_dir": str(folder / "models"),
-        "output_dir": str(folder / "runs"),
-        **more,
-    }
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +41,6 @@ def infer(trained, source, out, **more):
     ckpt_path = str(trained / "models" / "model.pt")
     settings = {**TINY, "input": str(source), "output_dir": str(out), "ckpt_path": ckpt_path, **more}
     return run_bundle(BUNDLE, ["inference.json"], kind="infer", **settings)
-
-
-def weights(path):
-    content = torch.load(path, weights_only=True)
-    return content.get("network", content)
 
 
 def assert_same_weights(a, b):

@@ -28,7 +28,7 @@ def test_organs_are_those_of_vibesegmentator():
 
 
 def test_every_sided_organ_but_two_has_its_partner():
-    pairs = left_right_pairs({str(label): name for label, name in ORGANS.items()})
+    pairs = left_right_pairs(ORGANS)
     assert len(pairs) == 19
     assert (2, 3) in pairs
     assert (12, 10) in pairs
