@@ -10,10 +10,10 @@ export PYTHONDONTWRITEBYTECODE := 1
 help:
 	@echo "make demo     train, evaluate and segment on phantoms; INPUT=image LABEL=label for your own pair"
 	@echo "make test     run the tests"
-	@echo "make lint     check style, spelling and config formatting; make format mends them"
+	@echo "make lint     check style, spelling and config formatting; make format fixes them"
 	@echo "make bench    run the benchmarks and write benchmarks/results/"
 	@echo "make bundles  write dist/<name>_v<version>.zip for each bundle"
-	@echo "make setup    make the environment in $(VENV) alone"
+	@echo "make setup    make the environment in $(VENV) only"
 
 setup: $(INSTALLED)
 

@@ -1,8 +1,8 @@
-"""Whether swin_bob_brats learns: `python -m benchmarks.brats_phantom [--raw FOLDER]`.
+"""Check that swin_bob_brats learns: `python -m benchmarks.brats_phantom [--raw FOLDER]`.
 
-Trains the bundle at reduced size on brain phantoms through its own commands, scores a phantom that it has not seen, and
-writes `results/brats_phantom.csv`. With four raw scans of a patient it segments those too; what a network that has seen
-ten phantoms finds there means nothing, only that the run completes.
+Trains the bundle at reduced size on brain phantoms with its own commands, scores a held-out phantom, and writes
+`results/brats_phantom.csv`. With four raw scans of a patient it segments those too. That shows only that the run
+completes: a network trained on ten phantoms cannot segment patients.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from scripts.cases import write_table
+from scripts.common.files import write_table
 from tools import demo
 from tools.brain_phantom import write_cohort
 
@@ -40,7 +40,7 @@ logger = logging.getLogger("brats_phantom")
 
 
 def main() -> int:
-    """Train, score and, where there are scans, segment them; returns 1 where the target is missed."""
+    """Train, score and segment the scans, if there are any; return 1 if the target is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--raw", type=Path, default=ROOT.parent / "shared/data/brain_mri", help="folder of raw scans")
     parser.add_argument("--out", type=Path, default=ROOT / "demo" / "brats", help="folder (default: demo/brats)")

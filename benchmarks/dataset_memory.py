@@ -1,4 +1,4 @@
-"""What `dataset: cache|persistent|plain` needs: `python -m benchmarks.dataset_memory`.
+"""Memory and time of `dataset: cache|persistent|plain`: `python -m benchmarks.dataset_memory`.
 
 Prepares phantoms by the deterministic transforms of swin_bob_btcv, each kind in a fresh process, and measures memory
 per further case, peak, file size and the time of later epochs. Writes `results/dataset_memory.csv`, and what whole
@@ -27,9 +27,9 @@ from monai.data import Dataset
 from monai.transforms import Compose
 
 from benchmarks.restore_label_map import memory_mb
-from scripts.cases import write_table
-from scripts.datalist import load_datalist
-from scripts.datasets import KINDS, make_dataset
+from scripts.common.files import write_table
+from scripts.data.datalist import load_datalist
+from scripts.data.datasets import KINDS, make_dataset
 from tools.phantom import write_cohort
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,7 +66,7 @@ def tensors_mb(item: Mapping[str, object]) -> float:
 
 
 def measure(folder: Path, kind: str) -> dict[str, float]:
-    """Measure one kind in this process; the first cases warm up what is allocated once."""
+    """Measure one kind in this process; the first cases allocate what stays."""
     cases = load_datalist(folder, check=False)["training"]
     options = {"kind": kind, "cache_dir": folder / "cache"}
     few = make_dataset(cases[:FEW], preparation(), **options)
@@ -92,7 +92,7 @@ def measure(folder: Path, kind: str) -> dict[str, float]:
 def measured(folder: Path) -> pd.DataFrame:
     """Measure each kind in a process of its own; the time is a ratio to `plain`."""
     write_cohort(folder, cases=CASES + 2, shape=SHAPE, spacing_mm=SPACING_MM)
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed leaves the process at once
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # freed memory is returned to the system at once
     rows = []
     for kind in KINDS:
         command = [sys.executable, "-m", "benchmarks.dataset_memory", "--one", str(folder), kind]

@@ -1,13 +1,13 @@
-"""Whether test-time adaptation helps: `python -m benchmarks.etta_shift`.
+"""Measure whether test-time adaptation helps: `python -m benchmarks.etta_shift`.
 
-Trains three small networks unless they are there (two on phantoms, one of them for too short a time, and one
-fine-tuned on a real CT), then segments cases clean and under eight shifts at three strengths, each strength on another
-case, by the plain network and by ways to adapt it, all in one run. Then measures time and peak memory by the number of
-windows, each in a fresh process. Writes `results/etta_*.csv`, of which `etta_targets.csv` is the judgement, and
-`etta_shift.png`.
+Trains three small networks unless their weights exist: two on phantoms, one of them too briefly, and one fine-tuned on
+a real CT. Each segments cases without and with eight shifts at three strengths, each strength on another case, plain
+and adapted in several ways, all in one run. Then measures time and peak memory by the number of windows, each in a
+fresh process. Writes `results/etta_*.csv` and `etta_shift.png`; `etta_targets.csv` compares the results with the
+targets.
 
-The defaults of `ETTASettings` were chosen on two phantoms of another seed, by a well-trained network that is not among
-these and by the under-trained one; the other two networks and all test cases took no part in that.
+The defaults of `ETTASettings` were chosen on two phantoms of another seed, with another well-trained network and with
+the under-trained one; the other two networks and all test cases were not used for that.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from tqdm import tqdm
 
 from benchmarks.etta.cost import inferer, memory_table, time_table
 from benchmarks.etta.networks import CT, RECIPES, Case, cases, network, read, train
+from benchmarks.etta.objectives import etta_settings
 from benchmarks.etta.shifts import SHIFTS
-from scripts.cases import write_table
-from scripts.etta import ETTAInferer, ETTASettings
+from scripts.common.files import atomic_path, write_table
 from scripts.etta.core import ACCEPTED
-from scripts.files import atomic_path
+from scripts.etta.inferer import ETTAInferer
 
 RESULTS = Path(__file__).parent / "results"
-BARE = {"guard": False, "hold": 0.0, "keep": "last", "windows_per_step": None, "steps": 1}
+BARE = {"guard": False, "keep": "last", "windows_per_step": None, "steps": 1}
 WAYS: dict[str, dict[str, Any]] = {
     "paper: SGD 0.01, 3 steps": {**BARE, "steps": 3, "lr": 0.01, "optimizer": "sgd"},
     "Tent: Adam 0.001, 1 step": {**BARE, "lr": 0.001},
@@ -56,7 +56,7 @@ def mean_dice(logits: torch.Tensor, label: torch.Tensor) -> float:
 
 @torch.no_grad()
 def compare(task: Task) -> list[dict[str, object]]:
-    """Segment one case under one shift in every way; a row each."""
+    """Segment one case under one shift in every way; return a row for each way."""
     case, shift, strength = task
     torch.set_num_threads(1)
     image, label = read(case)
@@ -69,16 +69,16 @@ def compare(task: Task) -> list[dict[str, object]]:
     for way, settings in WAYS.items():
         if way == OURS:
             continue
-        adapting = ETTAInferer(inferer(), ETTASettings(**settings))
+        adapting = ETTAInferer(inferer(), etta_settings(settings))
         found = mean_dice(adapting(image, module), label) - plain
         reason = adapting.outcomes[0].reason
         rows.append({**row, "way": way, "plain": plain, "change": found, "accepted": True, "reason": reason})
-    accepted = reason == ACCEPTED  # the last way is ours without guard, which says what the guard would have said
+    accepted = reason == ACCEPTED  # of the last way, ours without guard: its reason is the verdict of the guard
     return [*rows, {**rows[-1], "way": OURS, "change": found if accepted else 0.0, "accepted": accepted}]
 
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
-    """Average over cases and strengths: mean change, worst case and accepted share by network, way and shift."""
+    """Summarise cases and strengths: mean and worst change and accepted share by network, way and shift."""
     grouped = rows.groupby(["network", "way", "shift"], sort=False)
     table = grouped.agg(
         images=("change", "size"),
@@ -91,7 +91,7 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def overall(rows: pd.DataFrame) -> pd.DataFrame:
-    """Put the shifted images together: mean change, worst shift's mean and worst image by network and way."""
+    """Summarise all shifted images: mean change, mean of the worst shift and worst image by network and way."""
     shifted = rows[rows["shift"] != "clean"]
     found = []
     for (name, way), some in [*shifted.groupby(["network", "way"], sort=False)] + [
@@ -107,7 +107,7 @@ def overall(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def shift_targets(table: pd.DataFrame) -> list[tuple[str, str, float, bool]]:
-    """Hold the changes of ours against the targets, for each network and for all."""
+    """Compare the changes of ours with the targets, for each network and for all."""
     found = []
     for row in table[table["way"] == OURS].itertuples():
         name = "all networks" if row.network == "all" else row.network
@@ -119,7 +119,7 @@ def shift_targets(table: pd.DataFrame) -> list[tuple[str, str, float, bool]]:
 
 
 def cost_targets(times: pd.DataFrame, memory: pd.DataFrame) -> list[tuple[str, str, float, bool]]:
-    """Hold time and memory of ours against the targets."""
+    """Compare time and memory of ours with the targets."""
     ours = times[times["way"] == OURS].set_index("windows")["time_over_plain"]
     memory = memory.set_index("windows")
     peak, spread = memory["peak_over_plain_and_step"].max(), memory["adapting_mb"][64] / memory["adapting_mb"][8]
@@ -160,7 +160,7 @@ def tasks(names: list[str], count: int) -> list[Task]:
 def main() -> int:
     """Run both parts and write the tables and the plot."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", type=int, default=3, help="of each network (default: 3, one for each strength)")
+    parser.add_argument("--cases", type=int, default=3, help="cases of each network (default: 3, one per strength)")
     parser.add_argument("--part", choices=("shift", "cost", "both"), default="both", help="default: both")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -171,7 +171,7 @@ def main() -> int:
             if name in names:
                 train(name)
             else:
-                logger.warning("%s is left out: there is no folder %s", name, CT)
+                logger.warning("left out %s: there is no folder %s", name, CT)
         shift_part(tasks(names, args.cases))
     if args.part in ("cost", "both"):
         cost_part()
@@ -180,7 +180,7 @@ def main() -> int:
 
 
 def write_targets() -> None:
-    """Hold the tables that there are against the targets."""
+    """Compare the tables that exist with the targets."""
     found = []
     if (RESULTS / "etta_means.csv").is_file():
         found += shift_targets(pd.read_csv(RESULTS / "etta_means.csv"))
@@ -201,7 +201,7 @@ def shift_part(work: list[Task]) -> None:
     write_table(means, RESULTS / "etta_means.csv", decimals=2)
     draw(table, RESULTS / "etta_shift.png")
     logger.info("\n%s\n\n%s", table.round(2).to_string(), means.round(2).to_string())
-    decisions = rows[rows["way"] == OURS]["reason"].str.replace(r"-?\d.*?(?=-fold|%|$)", "…", regex=True)
+    decisions = rows[rows["way"] == OURS]["reason"].str.replace(r"-?(\d[\d.]*|nan)", "…", regex=True)
     logger.info("\n%s", decisions.value_counts().to_string())
 
 

@@ -1,4 +1,4 @@
-"""How logits come back to the input's grid: `python -m benchmarks.restore_label_map`.
+"""Ways to restore a label map on the grid of the input: `python -m benchmarks.restore_label_map`.
 
 Compares three ways in one run, each in a fresh process so that its peak memory is its own: `RestoreLabelMapd` (one
 class at a time), MONAI's `Invertd` of all logits followed by argmax, and argmax followed by `Invertd` of the class map
@@ -23,8 +23,10 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd, Orientationd
 
-from scripts.files import atomic_path
-from scripts.transforms import LoadVolumed, RestoreLabelMapd, Spacingd
+from scripts.common.files import write_table
+from scripts.data.transforms import Spacingd
+from scripts.inference.restore import RestoreLabelMapd
+from scripts.io.loading import LoadVolumed
 from tools.phantom import torso_phantom
 
 RESULTS = Path(__file__).parent / "results"
@@ -56,7 +58,7 @@ def transforms() -> Compose:
     return Compose(
         [
             LoadVolumed("image"),
-            Orientationd("image", axcodes="RAS", labels=(("L", "R"), ("P", "A"), ("I", "S"))),
+            Orientationd("image", axcodes="RAS", labels=None),
             Spacingd("image", pixdim=NETWORK_SPACING_MM, mode="bilinear"),
         ]
     )
@@ -112,10 +114,9 @@ def main() -> int:
     table = pd.DataFrame(rows)
     table["time_ratio"] = table["seconds"] / table["seconds"][0]
     table["memory_ratio"] = table["peak_mb"] / table["peak_mb"][0]
-    table = table.drop(columns="seconds").round(3)
-    logger.info("%s", table.to_string(index=False))
-    with atomic_path(RESULTS / "restore_label_map.csv") as temporary:
-        table.to_csv(temporary, index=False)
+    table = table.drop(columns="seconds")
+    logger.info("%s", table.round(3).to_string(index=False))
+    write_table(table, RESULTS / "restore_label_map.csv", decimals=3)
     return 0
 
 

@@ -1,8 +1,8 @@
-"""What the label filter finds: `python -m benchmarks.solf_quality`.
+"""Precision and recall of the label filter: `python -m benchmarks.solf_quality`.
 
-A cohort of phantoms with errors at known places is judged by every rule, side by side: each rule learns from the same
-maps that it judges, as it has to with labels that nobody checked, and then judges another cohort without any error.
-Rules are tuned on a third. Writes `results/solf_quality.csv`, `.md` and `.png`.
+Compares all rules on a cohort of phantoms with known errors. Each rule is fitted to the maps that it then filters, as
+with labels that nobody has checked; it is also applied to another cohort without errors. Rules are tuned on a third
+cohort. Writes `results/solf_quality.csv`, `.md` and `.png`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from benchmarks.solf.quality_report import draw, markdown
-from scripts.cases import write_table
-from scripts.files import atomic_path
-from scripts.labels import ORGANS
+from scripts.common.files import atomic_path, write_table
+from scripts.common.organs import ORGANS
 from scripts.solf.anatomy import with_anatomy
 from scripts.solf.evaluation import label_dice
 from scripts.solf.features import label_shape_features
@@ -36,7 +35,7 @@ from tools.label_errors import inject_errors
 RESULTS = Path(__file__).parent / "results"
 TUNING_SEED, REPORT_SEED, CLEAN_SEED = 1, 2, 3
 RATE, OTHER_RATES = 0.05, (0.02, 0.1)
-LEAST_SUBJECTS = 200
+MIN_SUBJECTS = 200
 OFFSETS = tuple(name for name in ANATOMY if name.startswith("offset"))
 
 Rule = dict[str, Any]
@@ -47,7 +46,7 @@ RULES: dict[str, Rule | None] = {
     "volume only, 2 % at each end": {"features": ["normalized_volume"], "votes": 1},
     **{f"paper: {e} % at each end, 2 of 3": {"epsilon_percent": float(e)} for e in range(1, 6)},
 }
-"""What `fit_thresholds` is given, by name; the tuned rules are added."""
+"""Options of `fit_thresholds` by name; the tuned rules are added."""
 
 POOLS = {
     "tuned, shape alone": [SHAPE, (*SHAPE, "components")],
@@ -65,19 +64,19 @@ def measure(task: tuple[int, int], *, rates: Sequence[float]) -> list[pd.DataFra
 
     Args:
         task: seed of the cohort and number of the person.
-        rates: probabilities of an organ to be hit.
+        rates: probabilities that an organ gets an error.
 
     Returns:
-        A row per label of the spoilt map: `label`, the features, `dice` with the true label, and `kind` of its error,
-        "" where it is right.
+        A row per label of the corrupted map: `label`, the features, `dice` with the correct label, and `kind`, that of
+        its error, "" if it is correct.
     """
     clean, affine = draw_label_map(np.random.default_rng([*task, 0]))
     tables = []
     for rate in rates:
         rng = np.random.default_rng([*task, 1])
-        dirty, errors = inject_errors(clean, rate=rate, rng=rng, spacing_mm=SPACING_MM)
-        table = with_anatomy(label_shape_features(dirty, affine), ORGANS)
-        dice, kinds = label_dice(dirty, clean), dict(errors)
+        corrupted, errors = inject_errors(clean, rate=rate, rng=rng, spacing_mm=SPACING_MM)
+        table = with_anatomy(label_shape_features(corrupted, affine), ORGANS)
+        dice, kinds = label_dice(corrupted, clean), dict(errors)
         known = {"dice": table["label"].map(dice), "kind": [kinds.get(label, "") for label in table["label"]]}
         tables.append(table[["label", *FEATURES]].assign(**known))
     return tables
@@ -91,7 +90,7 @@ def make_cohort(seed: int, subjects: int, rates: Sequence[float], pool: ProcessP
 
 
 def rejections(rule: Rule | None, *, fit: pd.DataFrame, on: Iterable[pd.DataFrame]) -> list[np.ndarray]:
-    """Learn a rule from one table and tell which labels of others it rejects."""
+    """Fit a rule to one table and return which labels of other tables it rejects."""
     if rule is None:
         return [np.zeros(len(table), dtype=bool) for table in on]
     columns = ["label", *rule.get("features", FEATURES)]
@@ -103,11 +102,12 @@ def score(rejected: np.ndarray, wrong: np.ndarray) -> dict[str, float]:
     """Count labels.
 
     Args:
-        rejected: (N,) what the filter says.
-        wrong: (N,) what is known.
+        rejected: (N,), whether the filter rejects a label.
+        wrong: (N,), whether the label is wrong.
 
     Returns:
-        `precision`, NaN where nothing was rejected; `recall`; `f1`; `false_rejections`, the share of right labels.
+        `precision`, NaN if nothing was rejected; `recall`; `f1`; `false_rejections`, the rejected share of the correct
+        labels.
     """
     hits, missed, false = (rejected & wrong).sum(), (~rejected & wrong).sum(), (rejected & ~wrong).sum()
     return {
@@ -119,10 +119,10 @@ def score(rejected: np.ndarray, wrong: np.ndarray) -> dict[str, float]:
 
 
 def score_kind(rejected: np.ndarray, kinds: np.ndarray, kind: str) -> dict[str, float]:
-    """Count the labels with one kind of error, as if all errors were of this kind and as many as all are.
+    """Count the labels with one kind of error, weighted to the number of all errors.
 
-    A false rejection has no kind: against all of them and the few errors of one kind, every kind's precision would be
-    low. So the errors of the kind are weighted to stand for all.
+    A false rejection has no kind. Without the weight, all false rejections would be compared with the few errors of one
+    kind, and every precision would be low.
     """
     wrong, own = kinds != "", kinds == kind
     false, recall = (rejected & ~wrong).sum(), rejected[own].mean()
@@ -132,7 +132,7 @@ def score_kind(rejected: np.ndarray, kinds: np.ndarray, kind: str) -> dict[str, 
 
 
 def dice_means(rejected: np.ndarray, dice: np.ndarray) -> dict[str, float]:
-    """Return the mean Dice before, of the labels that are kept, and with rejected labels counted as 0."""
+    """Return the mean Dice before filtering, of the kept labels, and with rejected labels counted as 0."""
     kept = dice[~rejected].mean() if not rejected.all() else np.nan
     return {"dice_before": dice.mean(), "dice_kept": kept, "dice_missing_as_0": (dice * ~rejected).mean()}
 
@@ -140,7 +140,7 @@ def dice_means(rejected: np.ndarray, dice: np.ndarray) -> dict[str, float]:
 def rows_of(
     name: str, rule: Rule | None, cohorts: dict[float, pd.DataFrame], clean: pd.DataFrame
 ) -> list[dict[str, object]]:
-    """Judge all cohorts by one rule: a row for all errors of each rate, and a row per kind at the main rate."""
+    """Apply a rule to all cohorts: a row for all errors at each rate, and a row per kind at the main rate."""
     rows: list[dict[str, object]] = []
     for rate, table in cohorts.items():
         rejected, held_out = rejections(rule, fit=table, on=(table, clean))
@@ -182,18 +182,18 @@ def _f1(rule: Rule, *, table: pd.DataFrame) -> float:
 
 
 def false_by_organ(rule: Rule | None, table: pd.DataFrame) -> pd.Series:
-    """Return the share of right labels that a rule rejects, by organ, highest first."""
+    """Return the share of correct labels that a rule rejects, by organ, highest first."""
     rejected = pd.Series(rejections(rule, fit=table, on=[table])[0])[table["kind"] == ""]
     return rejected.groupby(table["label"].map(ORGANS)).mean().sort_values(ascending=False)
 
 
 def main() -> int:
-    """Make the cohorts, tune, judge and write."""
+    """Make the cohorts, tune and apply the rules, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--subjects", type=int, default=300, help="people in each cohort (default: 300)")
     args = parser.parse_args()
-    if args.subjects < LEAST_SUBJECTS:
-        parser.error(f"--subjects {args.subjects}: 0.5 % at each end need {LEAST_SUBJECTS} or more")
+    if args.subjects < MIN_SUBJECTS:
+        parser.error(f"--subjects {args.subjects}: 0.5 % at each end requires at least {MIN_SUBJECTS}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("scripts.solf.fitting").setLevel(logging.ERROR)  # organs too rare for a rule, at every fit
     rates = (RATE, *OTHER_RATES)

@@ -1,4 +1,4 @@
-"""How the QC report grows and how quickly it answers: `python -m benchmarks.solf_report`.
+"""Size and response times of the QC report: `python -m benchmarks.solf_report`.
 
 Writes the report of simulated cohorts with 71 labels a case, each size in a process of its own, and times what a user
 does in headless Chromium. Each case has the same label map, a phantom of UK Biobank's size.
@@ -29,9 +29,10 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from benchmarks.restore_label_map import memory_mb
 from benchmarks.solf_speed import ukb_phantom
-from scripts.files import atomic_path
-from scripts.labels import ORGANS
+from scripts.common.files import atomic_path
+from scripts.common.organs import ORGANS
 from scripts.solf.report.write import write_report
+from scripts.solf.transforms import LoadLabelMapd
 
 RESULTS = Path(__file__).parent / "results"
 COHORTS = (500, 5000, 50_000)
@@ -100,6 +101,7 @@ def write(folder: Path, subjects: int) -> dict[str, float]:
     label_map = folder / "phantom.nii.gz"
     ukb_phantom(label_map, np.random.default_rng(0))
     sources = {f"subject_{n:06d}": str(label_map) for n in range(subjects)}
+    reader = LoadLabelMapd("image")
     before = memory_mb("VmRSS")
     start = time.perf_counter()
     for _ in range(2):
@@ -107,7 +109,8 @@ def write(folder: Path, subjects: int) -> dict[str, float]:
             pass
     simulated = time.perf_counter() - start
     start = time.perf_counter()
-    write_report(folder, decisions=partial(decisions, subjects), thresholds=thresholds(subjects), sources=sources)
+    given = {"decisions": partial(decisions, subjects), "thresholds": thresholds(subjects), "sources": sources}
+    write_report(folder, **given, load=lambda path: reader({"image": path})["image"])
     seconds = time.perf_counter() - start
     return {"write_s": seconds - simulated, "simulate_s": simulated, "peak_mb": memory_mb("VmHWM") - before}
 

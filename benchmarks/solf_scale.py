@@ -1,10 +1,10 @@
-"""What a cohort of 51,761 subjects takes: `python -m benchmarks.solf_scale`.
+"""Throughput and memory for a cohort of 51,761 subjects: `python -m benchmarks.solf_scale`.
 
 Cases per second, side by side in rounds that take turns: a plain loop in one process, the journal around it, one and
 all cores of this machine, and two workers behind a Dask scheduler; on phantom label maps as they are and blown up to
-the size of UK Biobank's, and, for what a case costs besides its own work, on a function that does nothing.
-`machine_load` tells whether the machine was free: with a load of more than the cores, processor time
-(`cpu_ms_per_case`, of all processes) says more than the clock. Then seconds and memory of fitting thresholds to
+the size of UK Biobank's, and, for the overhead of a case, on a function that does nothing. `machine_load` shows whether
+the machine was free: if it exceeds the number of cores, processor time (`cpu_ms_per_case`, of all processes) is more
+reliable than wall time. Then seconds and memory of fitting thresholds to
 simulated tables of 100 to 51,761 subjects with 71 organs each, as they are read from `features.parquet`.
 """
 
@@ -36,16 +36,15 @@ from monai.transforms import Compose
 from tqdm import tqdm
 
 from benchmarks.restore_label_map import memory_mb
-from scripts.cases import write_table
 from scripts.cohort.attempts import Outcome, attempt
 from scripts.cohort.engine import local_client, remote_client, run_on_dask
 from scripts.cohort.journal import Case, Journal
-from scripts.files import atomic_path
-from scripts.labels import ORGANS
+from scripts.common.files import atomic_path, write_table
+from scripts.common.organs import ORGANS
 from scripts.solf.features import compile_features
 from scripts.solf.fitting import fit_thresholds
+from scripts.solf.measuring import measure_case
 from scripts.solf.thresholds import FEATURES
-from scripts.solf.training import features_of
 from scripts.solf.transforms import LoadLabelMapd, ShapeFeaturesd
 from tools.label_cohort import make_cohort
 
@@ -73,19 +72,19 @@ def nothing(case: Mapping[str, str]) -> bytes:
 
 
 def plain_loop(function: CaseFunction, cases: Sequence[Case], _: Journal) -> None:
-    """Do what is commonly written."""
+    """Call the function on each case in a loop, the baseline."""
     for case in cases:
         function(case)
 
 
 def in_this_process(function: CaseFunction, cases: Sequence[Case], journal: Journal) -> None:
-    """Do what `workers=0` does."""
+    """Run the cases as `workers=0` does."""
     for case in cases:
         _keep(journal, case, attempt(function, case))
 
 
 def on_dask(function: CaseFunction, cases: Sequence[Case], journal: Journal, *, client: Client, remote: bool) -> None:
-    """Do what `workers` and `scheduler` do, once the workers are there."""
+    """Run the cases as `workers` and `scheduler` do, on workers that are already started."""
     record = partial(_keep, journal)
     run_on_dask(client, function, cases, remote=remote, record=record, tick=journal.commit_due)
 
@@ -127,7 +126,7 @@ def blown_up(path: Path) -> str:
 
 
 def throughput(rounds: int, count: int) -> pd.DataFrame:
-    """Measure every way in turn, with its workers started and the code loaded before."""
+    """Measure every way in turn, with workers started and code loaded beforehand."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         paths = make_cohort(folder, subjects=MAPS).labels
@@ -135,7 +134,7 @@ def throughput(rounds: int, count: int) -> pd.DataFrame:
         files = [blown_up(path) for path in paths]
         large = [{"case": f"c{n}", "image": files[n % MAPS]} for n in range(count // 4)]
         compile_features()
-        measure = partial(features_of, transform=Compose([LoadLabelMapd("image"), ShapeFeaturesd("image")]))
+        measure = partial(measure_case, transform=Compose([LoadLabelMapd("image"), ShapeFeaturesd("image")]))
         address = stack.enter_context(scheduler_of_two(folder))
         opened = {workers: stack.enter_context(local_client(workers)) for workers in {1, CPU_COUNT}}
         far = stack.enter_context(remote_client(address))
@@ -158,7 +157,7 @@ def throughput(rounds: int, count: int) -> pd.DataFrame:
 
 
 def _cpu_seconds() -> float:
-    """Return the processor time of this process and all it started, which other programs hardly change."""
+    """Return the processor time of this process and all its children, which other programs hardly change."""
     me = psutil.Process()
     return sum(sum(process.cpu_times()[:2]) for process in (me, *me.children(recursive=True)))
 
@@ -166,7 +165,7 @@ def _cpu_seconds() -> float:
 def _throughput_table(
     times: dict[tuple[str, str], list[tuple[float, float]]], counts: Mapping[str, int]
 ) -> pd.DataFrame:
-    """Compare the fastest rounds, which others on the machine disturb least; the first one loads the code."""
+    """Compare the fastest rounds, which other programs disturb least."""
     rows = []
     for (kind, way), found in times.items():
         seconds, cpu_seconds = zip(*found, strict=True)

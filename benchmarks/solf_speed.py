@@ -1,9 +1,9 @@
-"""How fast labels are measured: `python -m benchmarks.solf_speed`.
+"""Speed of the shape features: `python -m benchmarks.solf_speed`.
 
 Side by side on one core, in one run: one pass for all labels (ours), SimpleITK's LabelShapeStatistics, the same count
 of cells in NumPy, the plain way, one label after another over the whole volume, and the steps of the published code,
 which also counts components. Then reading, measuring and deciding as the bundle does. The volumes are the brain
-parcellation of `../shared/data`, where that folder is there, and a phantom of UK Biobank's size.
+parcellation of `../shared/data`, if that folder exists, and a phantom of UK Biobank's size.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from scipy import ndimage
 from skimage.measure import marching_cubes, mesh_surface_area
 
 from benchmarks.restore_label_map import memory_mb
-from scripts.files import StoredVolume, atomic_path, read_nifti
+from scripts.common.files import atomic_path
+from scripts.io.nifti import StoredVolume, read_nifti
 from scripts.solf.features import label_shape_features
 from scripts.solf.filter import LabelFilter
 from scripts.solf.fitting import fit_thresholds
@@ -223,6 +224,24 @@ def write(table: pd.DataFrame, notes: list[str]) -> None:
         temporary.write_text(head + body + "\n\n" + "\n".join(f"- {note}" for note in notes) + "\n", encoding="utf-8")
 
 
+def notes_of(found: dict[str, dict[str, float]], compiling: float) -> list[str]:
+    """Describe the volumes, the first call and the versions.
+
+    Args:
+        found: of `measure`, by volume.
+        compiling: seconds of the first call.
+    """
+    notes = [
+        f"{name}: {times['voxels'] / 1e6:.1f} M voxels, {times['labels']} labels; "
+        f"the plain and the published way were timed on {times['plain labels']} of them and scaled to all."
+        for name, times in found.items()
+    ]
+    ratio = compiling / list(found.values())[-1]["ours"]
+    notes.append(f"The first call ever compiles; it takes {ratio:.0f} times as long as later ones.")
+    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    return [*notes, f"Python {platform.python_version()}, {versions}"]
+
+
 def main() -> int:
     """Measure both volumes and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -245,16 +264,7 @@ def main() -> int:
     logger.info("first call: %.1f s with compiling, %.2f s from numba's cache", compiling, cached)
     table = judged(pd.DataFrame([row for name, times in found.items() for row in rows_of(name, times)]))
     logger.info("%s", table.to_string(index=False, float_format="%.3g"))
-    notes = [
-        f"{name}: {times['voxels'] / 1e6:.1f} M voxels, {times['labels']} labels; "
-        f"the plain and the published way were timed on {times['plain labels']} of them and scaled to all."
-        for name, times in found.items()
-    ]
-    notes.append(
-        f"The first call ever compiles, {compiling / found[name]['ours']:.0f} times as long as the later ones."
-    )
-    notes.append(f"Python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in PACKAGES))
-    write(table, notes)
+    write(table, notes_of(found, compiling))
     return 0
 
 

@@ -1,5 +1,10 @@
-"""The Python that the bundles' configs name."""
+"""The Python code that the configs of the bundles name."""
 
-from scripts.errors import install_in_bundle_runs
+import sys
 
-install_in_bundle_runs()
+from scripts.common.errors import is_bundle_run, print_error
+from scripts.common.flags import check_command_line
+
+if is_bundle_run():
+    sys.excepthook = print_error
+    check_command_line(sys.argv)

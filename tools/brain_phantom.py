@@ -1,14 +1,11 @@
-"""Makes a cohort of brain phantoms with tumours: `python -m tools.brain_phantom OUT --cases 6 --seed 0`.
+"""Make a cohort of brain phantoms with tumours: `python -m tools.brain_phantom OUT --cases 6 --seed 0`.
 
 Each case is a skull-stripped head in four MR sequences with a label map of BraTS 2023: necrotic core within an
-enhancing rim within edema. They show that the machinery works, never how well a network segments patients.
+enhancing rim within edema. They show that the code works, not how well a network segments patients.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,22 +14,14 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from scripts.folds import assign_folds
-from scripts.sequences import SEQUENCES
-from tools.phantom_parts import (
-    ORIENTATIONS,
-    body_points,
-    check_grid,
-    column,
-    draw_affine,
-    nifti_bytes,
-    write_atomically,
-)
+from scripts.brats.sequences import SEQUENCES
+from scripts.data.folds import assign_folds
+from tools.phantom_cohort import run_command, write_datalist, write_volumes
+from tools.phantom_parts import body_points, check_grid, column
 
 DEFAULT_SHAPE = (80, 96, 72)
 DEFAULT_SPACING_MM = (2.0, 2.0, 2.0)
 REFERENCE_FIELD_MM = (160.0, 192.0, 144.0)
-MIN_CASES = 3  # two folds and a test case
 BRAIN_MM = (66.0, 82.0, 58.0)  # radii
 VENTRICLES_MM = (((10, -2, 6), (6, 26, 9)), ((-10, -2, 6), (6, 26, 9)))  # centre and radii
 FOLDED_MM = 7.0  # thickness of the grey matter
@@ -56,17 +45,16 @@ TISSUES = {
 }
 CODES = {name: code for code, name in enumerate(TISSUES)}
 TEXTURE = 25.0  # standard deviation within a tissue
-logger = logging.getLogger(__name__)
 
 
 class Tumour(NamedTuple):
-    """One lesion: centre and radii of its necrotic core, rim and edema in mm, and how ragged its borders are."""
+    """One lesion: centre and radii of its necrotic core, rim and edema in mm, and the roughness of its borders."""
 
     centre_mm: np.ndarray
     core_mm: float
     rim_mm: float
     edema_mm: float
-    ragged: np.ndarray  # (2, 7, 7, 7) factors at the knots of smooth fields, for the core with its rim and the edema
+    roughness: np.ndarray  # (2, 7, 7, 7) factors at the knots of smooth fields, for the core with its rim and the edema
 
 
 def brain_phantom(
@@ -74,7 +62,7 @@ def brain_phantom(
     shape: Sequence[int] = DEFAULT_SHAPE,
     spacing_mm: Sequence[float] = DEFAULT_SPACING_MM,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Makes one phantom on a grid whose axes run to the patient's right, front and head (RAS).
+    """Make one phantom on a grid whose axes run to the patient's right, front and head (RAS).
 
     The head fills the field of view `shape * spacing_mm`: adult size at about 160 x 192 x 144 mm.
 
@@ -97,7 +85,7 @@ def brain_phantom(
         _paint_tumour(codes, points, tumour)
     label = np.array([tissue.label for tissue in TISSUES.values()], np.uint8)[codes]
     if missing := sorted({1, 2, 3} - set(np.unique(label).tolist())):
-        raise ValueError(f"shape={tuple(shape)} leaves no voxel of the labels {missing}; take more and smaller voxels")
+        raise ValueError(f"shape={tuple(shape)} leaves no voxel of the labels {missing}; give more and smaller voxels")
     return np.stack([_acquire(rng, codes, channel, spacing_mm) for channel in range(len(SEQUENCES))]), label
 
 
@@ -109,7 +97,7 @@ def write_cohort(
     shape: Sequence[int] = DEFAULT_SHAPE,
     spacing_mm: Sequence[float] = DEFAULT_SPACING_MM,
 ) -> Path:
-    """Writes a data set in the layout of BraTS 2023, with folds; the last case, with its label, is the test case.
+    """Write a data set in the layout of BraTS 2023, with folds; the last case, with its label, is the test case.
 
     Args:
         out_dir: folder to write; made if absent.
@@ -124,31 +112,32 @@ def write_cohort(
     Raises:
         ValueError: cases, seed, shape or spacing_mm is out of range.
     """
-    if cases < MIN_CASES:
-        raise ValueError(f"cases={cases} leaves no two folds and a test case; give at least {MIN_CASES}")
-    if seed < 0:
-        raise ValueError(f"seed={seed} is negative; give 0 or more")
-    check_grid(shape, spacing_mm)
-    out, items = Path(out_dir), []
-    for index in range(cases):
-        # Seeded by (seed, index): a larger cohort begins with the smaller one's patients.
-        rng = np.random.default_rng([seed, index])
-        affine = draw_affine(rng, shape, spacing_mm)
-        images, label = brain_phantom(rng, shape, spacing_mm)
-        volumes = dict(zip((*SEQUENCES, "seg"), (*images, label), strict=True))
-        items.append(_write_case(out, index, volumes, affine))
-    fold_of = assign_folds((item["patient"] for item in items[:-1]), folds=min(5, cases - 1), seed=seed)
-    training = [{**item, "fold": fold_of[item["patient"]]} for item in items[:-1]]
-    description = f"Synthetic brains with tumours from tools/brain_phantom.py, seed {seed}; no patients"
-    content = {"name": "brain phantoms", "description": description, "training": training, "test": items[-1:]}
-    path = out / "dataset_0.json"
-    write_atomically(path, json.dumps(content, indent=2).encode() + b"\n")
-    logger.info("wrote %d cases below %s", cases, out)
-    return path
+    out, patients = Path(out_dir), [f"BraTS-GLI-{index:05d}" for index in range(cases)]
+    files = [{kind: f"{name}-000/{name}-000-{kind}.nii.gz" for kind in (*SEQUENCES, "seg")} for name in patients]
+    write_volumes(out, files, _draw_volumes, seed=seed, shape=shape, spacing_mm=spacing_mm)
+    items = [
+        {"image": [paths[kind] for kind in SEQUENCES], "label": paths["seg"], "patient": name}
+        for name, paths in zip(patients, files, strict=True)
+    ]
+    fold_of = assign_folds(patients[:-1], folds=min(5, cases - 1), seed=seed)
+    content = {
+        "name": "brain phantoms",
+        "description": f"Synthetic brains with tumours from tools/brain_phantom.py, seed {seed}; no patients",
+        "training": [{**item, "fold": fold_of[item["patient"]]} for item in items[:-1]],
+        "test": items[-1:],
+    }
+    return write_datalist(out, content)
+
+
+def _draw_volumes(
+    rng: np.random.Generator, shape: Sequence[int], spacing_mm: Sequence[float]
+) -> tuple[np.ndarray, ...]:
+    images, label = brain_phantom(rng, shape, spacing_mm)
+    return *images, label
 
 
 def _paint_brain(points: np.ndarray) -> np.ndarray:
-    """Returns the tissue code of each voxel of a healthy brain."""
+    """Return the tissue code of each voxel of a healthy brain."""
     depth = np.sqrt(((points / column(BRAIN_MM)) ** 2).sum(axis=0))
     codes = np.full(depth.shape, CODES["air"], np.uint8)
     codes[depth < 1] = CODES["fluid"]
@@ -172,12 +161,12 @@ def _draw_tumour(rng: np.random.Generator) -> Tumour:
 
 
 def _paint_tumour(codes: np.ndarray, points: np.ndarray, tumour: Tumour) -> None:
-    """Paints edema, rim and core, from the outside in; edema spares fluid, and nothing leaves the brain."""
+    """Paint edema, rim and core, from the outside in; edema spares fluid, and all stay within the brain."""
     distance_mm = np.sqrt(((points - column(tumour.centre_mm)) ** 2).sum(axis=0))
     knots = (points / 60 + 1) * 3
     inner, outer = (
         np.clip(ndimage.map_coordinates(field, knots, order=3, mode="nearest", prefilter=False), 0.6, 1.4)
-        for field in tumour.ragged
+        for field in tumour.roughness
     )
     brain, solid = codes != CODES["air"], codes != CODES["fluid"]
     codes[(distance_mm < tumour.edema_mm * outer) & brain & solid] = CODES["edema"]
@@ -186,7 +175,7 @@ def _paint_tumour(codes: np.ndarray, points: np.ndarray, tumour: Tumour) -> None
 
 
 def _acquire(rng: np.random.Generator, codes: np.ndarray, channel: int, spacing_mm: Sequence[float]) -> np.ndarray:
-    """Returns one sequence of a tissue map: texture, partial volume, a coil's shading, noise, an arbitrary gain."""
+    """Return one sequence of a tissue map, with texture, partial volume, coil shading, noise and arbitrary gain."""
     means = np.array([tissue.means[channel] for tissue in TISSUES.values()])
     texture = ndimage.gaussian_filter(rng.standard_normal(codes.shape), 3.0 / np.array(spacing_mm))
     image = means[codes] + TEXTURE * texture / texture.std()
@@ -198,29 +187,9 @@ def _acquire(rng: np.random.Generator, codes: np.ndarray, channel: int, spacing_
     return np.where(codes == CODES["air"], 0, np.clip(np.rint(image), 1, 32767)).astype(np.int16)
 
 
-def _write_case(out: Path, index: int, volumes: dict[str, np.ndarray], affine: np.ndarray) -> dict[str, object]:
-    patient = f"BraTS-GLI-{index:05d}"
-    name = f"{patient}-000"
-    (out / name).mkdir(parents=True, exist_ok=True)
-    paths = {kind: f"{name}/{name}-{kind}.nii.gz" for kind in volumes}
-    for kind, volume in volumes.items():
-        write_atomically(out / paths[kind], nifti_bytes(volume, affine, ORIENTATIONS[index % len(ORIENTATIONS)]))
-    return {"image": [paths[kind] for kind in SEQUENCES], "label": paths["seg"], "patient": patient}
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line."""
-    parser = argparse.ArgumentParser(prog="python -m tools.brain_phantom", description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path, help="folder for the data set")
-    parser.add_argument("--cases", type=int, default=6, help="number of patients (at least 3)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--shape", type=int, nargs=3, default=DEFAULT_SHAPE, help="voxels, right front head")
-    parser.add_argument("--spacing", type=float, nargs=3, default=DEFAULT_SPACING_MM, help="voxel size in mm")
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    path = write_cohort(args.out, cases=args.cases, seed=args.seed, shape=args.shape, spacing_mm=args.spacing)
-    logger.info("%s", path)
-    return 0
+    """Run the command line."""
+    return run_command(write_cohort, argv, doc=__doc__, shape=DEFAULT_SHAPE, spacing_mm=DEFAULT_SPACING_MM)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from scripts.files import atomic_path
+from scripts.common.files import write_text
 
 WIDTH = 100
 INDENT = " " * 4
@@ -22,7 +22,7 @@ def format_json(value: Any, indent: str = "") -> str:
 
     Args:
         value: what `json.load` returned.
-        indent: white space in front of the value's own lines.
+        indent: white space before the value's own lines.
     """
     one_line = json.dumps(value, ensure_ascii=False)
     if not isinstance(value, dict | list) or not value:
@@ -38,7 +38,7 @@ def format_json(value: Any, indent: str = "") -> str:
 
 
 def is_flat(value: list[Any]) -> bool:
-    """Tell whether a list holds short plain values, or lists of such, but no expression worth its own line."""
+    """Return whether a list holds short plain values, or lists of such, but no expression worth its own line."""
     for item in value:
         if isinstance(item, dict) or (isinstance(item, str) and item.startswith("$")):
             return False
@@ -48,7 +48,7 @@ def is_flat(value: list[Any]) -> bool:
 
 
 def main() -> int:
-    """Format every config, or with --check name those that need it."""
+    """Format every config, or with --check list those that would change."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing, exit with 1 if a file would change")
     check = parser.parse_args().check
@@ -62,8 +62,7 @@ def main() -> int:
         changed += 1
         logger.info("%s: %s", path.relative_to(ROOT), "would be reformatted" if check else "reformatted")
         if not check:
-            with atomic_path(path) as temporary:
-                temporary.write_text(formatted, encoding="utf-8")
+            write_text(path, formatted)
     return int(check and changed > 0)
 
 

@@ -1,15 +1,15 @@
 """The reference body of the label maps of `tools/label_body.py`, neck to thigh: ellipsoids swept along lines.
 
 Places are in mm: x to the right, y to the front, z up from the first lumbar vertebra. Sizes are those of adults, so
-that the published ranges of volumes can be judged; whole hearts measure about twice as much as they allow, the heart
-here is as small as they want it.
+that the published volume ranges can be tested. Real hearts are about twice as large as those ranges allow; the heart
+here is small enough to fit them.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from scripts.labels import ORGANS
+from scripts.common.organs import ORGANS
 
 IDS = {name: label for label, name in ORGANS.items()}
 TISSUES = tuple(IDS[name] for name in ("subcutaneous_fat", "muscle", "inner_fat"))
@@ -54,7 +54,7 @@ def _pair(organ: Organ) -> tuple[Organ, Organ]:
 _COLUMN = ((0, -56, -125), (0, -46, -50), (0, -52, 60), (0, -62, 180), (0, -50, 280), (0, -32, 370))
 _BEHIND = tuple((x, y - 26, z) for x, y, z in _COLUMN)
 
-# Painted in order: what comes later covers what came before.
+# In drawing order: later organs cover earlier ones.
 FRAME = (
     *_pair(Organ("gluteus_maximus", 0.2, (_blob((78, -78, -235), 55, 34, 92),), inside=False)),
     *_pair(Organ("gluteus_medius", 0.2, (_blob((118, -32, -165), 24, 40, 66),), inside=False)),

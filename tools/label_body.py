@@ -1,6 +1,6 @@
-"""Whole-body label maps of phantom people: who they are, and how their organs are painted.
+"""Whole-body label maps of phantom people: their anatomy, and how their organs are drawn.
 
-They show what a label filter makes of known errors, never how organs of patients are shaped.
+They serve to test a label filter on known errors; organs of patients have other shapes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from scripts.labels import ORGANS
+from scripts.common.organs import ORGANS
 from tools.label_anatomy import ABSENT, FRAME, IDS, TISSUES, VISCERA, Organ
 
 SHAPE = (88, 60, 140)
@@ -20,7 +20,7 @@ FIRST_MM = (-217.5, -147.5, -480.0)  # centre of the first voxel
 
 RARE_PERCENT = 1.0  # of organs are twice or half as large as they would be
 SURFACE_DEPTH = 0.08  # of bumps, in radii
-OWN_SIZE = 0.3  # of an organ's variation, what its partner does not share
+OWN_SIZE = 0.3  # share of an organ's variation that is independent of the contralateral organ
 
 _SKIN, _MUSCLE, _FAT = TISSUES
 _HEIGHTS_MM = (-280, -200, -60, 60, 150, 250, 300, 325, 360)
@@ -34,14 +34,14 @@ class Body(NamedTuple):
     """What the organs of one person share.
 
     Attributes:
-        male: whether there is a prostate.
+        male: whether the person has a prostate.
         size: of the whole body, in standard deviations.
         scale: (3,), of places in the reference body.
         skin_mm: thickness of the subcutaneous fat at the trunk.
         wall: thickness of the muscles around the cavity, 1 in the reference body.
-        breath_mm: how far the diaphragm and what hangs below it have moved.
+        breath_mm: shift of the diaphragm and the organs below it.
         start_mm: shift of the field of view, (3,).
-        organs: of each organ's id, what it shares with its partner, in standard deviations.
+        organs: by organ id, the variation that it shares with the contralateral organ, in standard deviations.
     """
 
     male: bool
@@ -82,7 +82,7 @@ def draw_label_map(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
     Returns:
         The map, ids of `ORGANS`, whose sum is the body, (88, 60, 140) uint8; and the affine, (4, 4), voxel indices
-        to mm. The person lies askew by about a degree.
+        to mm. The person is rotated by about a degree.
     """
     body = draw_body(rng)
     axes_mm = [
@@ -91,7 +91,7 @@ def draw_label_map(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     ]
     label = _trunk(body, axes_mm, rng)
     for organ in FRAME:
-        _paint(label, axes_mm, organ, _draw_pose(organ, body, rng), label > 0)
+        _draw_organ(label, axes_mm, organ, _draw_pose(organ, body, rng), label > 0)
     slices = (axes_mm[2] / body.scale[2]) % 34 < 9
     label[(label == IDS["vertebra_body"]) & slices] = IDS["IVD"]
     cavity = label == _FAT
@@ -99,21 +99,21 @@ def draw_label_map(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     for organ in VISCERA:
         pose = _draw_pose(organ, body, rng)
         if not _is_absent(organ.name, body, rng):
-            _paint(label, axes_mm, organ, pose, cavity if organ.inside else label > 0)
+            _draw_organ(label, axes_mm, organ, pose, cavity if organ.inside else label > 0)
     return label, _affine(body, rng)
 
 
 def draw_body(rng: np.random.Generator) -> Body:
-    """Draw a person: of either sex, tall or short, lean or stout."""
+    """Draw the sex, height and build of a person."""
     male = bool(rng.random() < 0.5)
     size = 0.6 * (1 if male else -1) + 0.8 * rng.standard_normal()
-    stout = rng.standard_normal()
-    girth = np.exp(0.03 * size + 0.05 * stout)
+    stoutness = rng.standard_normal()
+    girth = np.exp(0.03 * size + 0.05 * stoutness)
     return Body(
         male=male,
         size=size,
         scale=np.array([girth, girth * np.exp(0.02 * rng.standard_normal()), np.exp(0.04 * size)]),
-        skin_mm=(14 if male else 20) * np.exp(0.25 * stout + 0.15 * rng.standard_normal()),
+        skin_mm=(14 if male else 20) * np.exp(0.25 * stoutness + 0.15 * rng.standard_normal()),
         wall=np.exp(0.12 * size + 0.1 * rng.standard_normal()),
         breath_mm=8 * rng.standard_normal(),
         start_mm=np.array([4, 4, 12]) * rng.standard_normal(3),
@@ -140,7 +140,7 @@ def _reference(axes_mm: Sequence[np.ndarray], body: Body) -> tuple[np.ndarray, n
 
 
 def _trunk(body: Body, axes_mm: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """Paint skin, muscle and the fat of the cavity."""
+    """Draw skin, muscle and the fat of the cavity."""
     x, y, z = _reference(axes_mm, body)
     sway = 1 + 0.02 * np.sin(z / rng.uniform(60, 120) + rng.uniform(0, 6))
     width, depth = np.interp(z, _HEIGHTS_MM, _WIDTHS_MM) * sway, np.interp(z, _HEIGHTS_MM, _DEPTHS_MM) / sway
@@ -157,7 +157,7 @@ def _trunk(body: Body, axes_mm: Sequence[np.ndarray], rng: np.random.Generator) 
 
 
 def _lungs(label: np.ndarray, axes_mm: Sequence[np.ndarray], body: Body, rng: np.random.Generator) -> None:
-    """Paint the lungs' lobes into the cavity, above the diaphragm and beside the middle."""
+    """Draw the lobes of the lungs into the cavity, above the diaphragm and beside the mediastinum."""
     x, y, z = _reference(axes_mm, body)
     dome = 96 + body.breath_mm - 40 * ((x / 125) ** 2 + (y / 85) ** 2) + x / 16
     middle = 34 + 4 * rng.standard_normal() + 6 * np.sin(z / 40) - 0.16 * (z - 180)
@@ -173,7 +173,7 @@ def _lungs(label: np.ndarray, axes_mm: Sequence[np.ndarray], body: Body, rng: np
 
 
 def _draw_pose(organ: Organ, body: Body, rng: np.random.Generator) -> Pose:
-    """Draw an organ's place, size and shape; partners share most of their size."""
+    """Draw the position, size and shape of an organ; contralateral organs share most of their size."""
     shared = body.organs[IDS.get(organ.name.replace("left", "right"), IDS[organ.name])]
     own = OWN_SIZE * rng.standard_normal() + np.sqrt(1 - OWN_SIZE**2) * shared
     growth = np.exp(0.05 * body.size + organ.variation * own)
@@ -195,8 +195,8 @@ def _draw_pose(organ: Organ, body: Body, rng: np.random.Generator) -> Pose:
     )
 
 
-def _paint(label: np.ndarray, axes_mm: Sequence[np.ndarray], organ: Organ, pose: Pose, free: np.ndarray) -> None:
-    """Paint an organ over `free` voxels, each of its parts within its box."""
+def _draw_organ(label: np.ndarray, axes_mm: Sequence[np.ndarray], organ: Organ, pose: Pose, free: np.ndarray) -> None:
+    """Draw an organ into `free` voxels, each of its parts within its bounding box."""
     centre_mm = pose.centre_mm.astype(np.float32)
     for line, radii in organ.parts:
         path_mm, radii_mm = (np.array(line) - pose.reference_mm) * pose.along, radii * pose.across
@@ -213,7 +213,7 @@ def _paint(label: np.ndarray, axes_mm: Sequence[np.ndarray], organ: Organ, pose:
 
 
 def _near_line(points: Sequence[np.ndarray], path: np.ndarray) -> np.ndarray:
-    """Tell which points lie within 1 of a line of several stretches, or of a single point."""
+    """Return which points lie within 1 of a polyline, or of a single point."""
     near = np.zeros(points[0].shape, dtype=bool)
     for start, end in zip(path, path[1:] if len(path) > 1 else path, strict=False):
         offsets, step = [p - s for p, s in zip(points, start, strict=True)], end - start

@@ -1,8 +1,8 @@
 """A cohort of label maps with known errors: `python -m tools.label_cohort OUT --subjects 60 --errors 0.05`.
 
-Writes `OUT/labels/NAME.nii.gz`, the maps as an automatic segmentation would leave them, and `OUT/errors.csv`, which of
-their labels are wrong and how. Numbers and names of organs are those of `scripts/labels.py`. The bundle `solf_filter`
-can be tried on it; what it finds on phantoms is no evidence about patients.
+Writes `OUT/labels/NAME.nii.gz`, label maps as an automatic segmentation might produce them, and `OUT/errors.csv`, the
+list of wrong labels and their kinds of error. Label ids are those of `scripts/common/organs.py`. Use it to try the
+bundle `solf_filter`; results on phantoms are not evidence about patients.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from scripts.cases import write_table
-from scripts.files import atomic_path
-from scripts.labels import ORGANS
+from scripts.common.errors import InputError
+from scripts.common.files import atomic_path, write_table
+from scripts.common.organs import ORGANS
 from tools.label_body import SPACING_MM, draw_label_map
 from tools.label_errors import inject_errors
 
@@ -32,24 +32,24 @@ class Subject(NamedTuple):
     """One person's label maps.
 
     Attributes:
-        dirty: (X, Y, Z) uint8, with errors.
-        clean: (X, Y, Z) uint8, the truth.
-        errors: (label, kind) of each label of `dirty` that is wrong, ascending.
+        corrupted: (X, Y, Z) uint8, with errors.
+        clean: (X, Y, Z) uint8, without errors.
+        errors: (label, kind) of each wrong label of `corrupted`, ascending.
         affine: (4, 4), voxel indices to mm.
     """
 
-    dirty: np.ndarray
+    corrupted: np.ndarray
     clean: np.ndarray
     errors: list[tuple[int, str]]
     affine: np.ndarray
 
 
 class Cohort(NamedTuple):
-    """What `make_cohort` wrote.
+    """The files that `make_cohort` wrote.
 
     Attributes:
-        labels: the maps with errors, by case.
-        truth: the maps without, by case; empty unless asked for.
+        labels: the maps with errors, one per case.
+        truth: the maps without errors, one per case; empty unless requested.
         errors: the table of errors.csv.
     """
 
@@ -59,17 +59,17 @@ class Cohort(NamedTuple):
 
 
 def make_subject(seed: int, index: int, *, error_rate: float) -> Subject:
-    """Make one person's label maps; the body depends on seed and index alone, not on the errors.
+    """Make the label maps of one person; the body depends only on seed and index.
 
     Args:
         seed: of the cohort; not negative.
         index: of the person.
-        error_rate: see `tools.label_errors.inject_errors`, which says what counts as an error.
+        error_rate: see `tools.label_errors.inject_errors`.
     """
     clean, affine = draw_label_map(np.random.default_rng([seed, index, 0]))
     rng = np.random.default_rng([seed, index, 1])
-    dirty, errors = inject_errors(clean, rate=error_rate, rng=rng, spacing_mm=SPACING_MM)
-    return Subject(dirty, clean, errors, affine)
+    corrupted, errors = inject_errors(clean, rate=error_rate, rng=rng, spacing_mm=SPACING_MM)
+    return Subject(corrupted, clean, errors, affine)
 
 
 def make_cohort(
@@ -78,23 +78,23 @@ def make_cohort(
     """Write the label maps of a cohort and the list of their errors.
 
     Args:
-        folder: gets `labels/`, `errors.csv` and, if asked for, `truth/`; made if absent.
-        subjects: number of people; a larger cohort begins with the smaller one's.
-        error_rate: probability that an organ is hit by an error.
+        folder: gets `labels/`, `errors.csv` and, if requested, `truth/`; created if missing.
+        subjects: number of people; a larger cohort starts with those of a smaller one.
+        error_rate: probability that an organ gets an error.
         seed: not negative; the same seed gives the same bytes.
         truth: write the maps without errors too.
 
     Raises:
-        ValueError: subjects, error_rate or seed is out of range.
+        InputError: subjects, error_rate or seed is out of range.
     """
     if subjects < 1 or seed < 0:
-        raise ValueError(f"subjects is {subjects} and seed {seed}: give at least 1, and 0 or more.")
+        raise InputError(f"subjects is {subjects} and seed {seed}: give at least 1, and 0 or more.")
     written: dict[str, list[Path]] = {"labels": [], "truth": []}
     rows = []
     for index in range(subjects):
         case = f"person_{index:04d}"
         person = make_subject(seed, index, error_rate=error_rate)
-        for name, volume in {"labels": person.dirty, **({"truth": person.clean} if truth else {})}.items():
+        for name, volume in {"labels": person.corrupted, **({"truth": person.clean} if truth else {})}.items():
             written[name].append(Path(folder) / name / f"{case}.nii.gz")
             _write_nifti(volume, person.affine, written[name][-1])
         rows += [(case, label, ORGANS[label], kind) for label, kind in person.errors]
@@ -118,15 +118,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.label_cohort", description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="folder for the cohort")
     parser.add_argument("--subjects", type=int, default=60, help="number of people (default: 60)")
-    parser.add_argument("--errors", type=float, default=0.05, help="share of organs that are hit (default: 0.05)")
+    parser.add_argument("--errors", type=float, default=0.05, help="share of organs that get an error (default: 0.05)")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--truth", action="store_true", help="also write the maps without errors, to OUT/truth")
     args = parser.parse_args(argv)
     try:
         cohort = make_cohort(args.out, subjects=args.subjects, error_rate=args.errors, seed=args.seed, truth=args.truth)
-    except ValueError as error:
+    except InputError as error:
         parser.error(str(error))
-    logger.info("%s: %d label maps, %d wrong labels", args.out, len(cohort.labels), len(cohort.errors))
+    logger.info("wrote %s: %d label maps, %d wrong labels", args.out, len(cohort.labels), len(cohort.errors))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Errors of an automatic segmentation, injected into a true label map at places that are known."""
+"""Errors of an automatic segmentation, injected into a correct label map."""
 
 from __future__ import annotations
 
@@ -7,64 +7,66 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy import ndimage
 
-from scripts.labels import ORGANS, partners
+from scripts.common.errors import InputError
+from scripts.common.organs import ORGANS, contralateral_labels
 from scripts.solf.evaluation import label_dice
 from tools.label_anatomy import TISSUES
 
 WRONG_BELOW_DICE = 0.9
-"""A label is erroneous where its Dice with the true label is lower, whether it was aimed at or only lost voxels."""
+"""A label is wrong if its Dice with the correct label is lower, whether by its own error or by that of another."""
 
 OVERWRITTEN = "overwritten"
-LEAST_VOXELS = 8  # a label has, to be aimed at
-NEAR = 5  # organs that one may be taken for
+MIN_VOXELS = 8  # of a label that gets an error
+NEAREST = 5  # organs with which one may be confused
 
-PARTNERS = partners(ORGANS)
+CONTRALATERAL = contralateral_labels(ORGANS)
 
 
 def inject_errors(
     clean: np.ndarray, *, rate: float, rng: np.random.Generator, spacing_mm: Sequence[float]
 ) -> tuple[np.ndarray, list[tuple[int, str]]]:
-    """Spoil labels of a map.
+    """Inject errors into a label map.
 
-    Every organ but skin, muscle and inner fat is hit with the probability `rate`, by an error of any kind with the
-    same chance; `swapped` only where the organ has a partner. Voxels that a label loses become background, voxels that
-    it gains are its neighbours'.
+    Every organ but skin, muscle and inner fat gets an error with the probability `rate`. All kinds are equally likely;
+    `swapped` requires a contralateral organ. Voxels that a label loses become background, voxels that it gains are
+    taken from its neighbours.
 
     Args:
-        clean: true labels, ids of `ORGANS`; unchanged.
-        rate: 0 to 1. Exchanges hit two labels, so that somewhat more of them are erroneous.
+        clean: correct labels, ids of `ORGANS`; not changed.
+        rate: 0 to 1. Exchanges affect two labels, so the share of wrong labels is slightly higher.
         rng: source of randomness.
         spacing_mm: voxel size, (3,).
 
     Returns:
-        The spoilt map, and (label, kind) of each of its labels whose Dice with the true one is below 0.9, ascending.
-        Kinds are those of `KINDS`, and `overwritten`: what lost voxels to another label's error. A label that
-        vanished is not listed, since there is nothing to judge.
+        The corrupted map, and (label, kind) of each of its labels whose Dice with the correct one is below 0.9,
+        ascending. Kinds are those of `KINDS`, and `overwritten` for a label that lost voxels to another's error. A
+        label that vanished is not listed, because the map no longer has it.
 
     Shape:
         clean: (X, Y, Z).
 
     Raises:
-        ValueError: rate is not within 0 to 1.
+        InputError: rate is not within 0 to 1.
     """
     if not 0 <= rate <= 1:
-        raise ValueError(f"the error rate is {rate}: give 0 to 1.")
+        raise InputError(f"the error rate is {rate}: give 0 to 1.")
     counts = np.bincount(clean.ravel(), minlength=max(ORGANS) + 1)
-    intact = [label for label in ORGANS if label not in TISSUES and counts[label] >= LEAST_VOXELS]
-    dirty, aimed_at = clean.copy(), dict[int, str]()
+    intact = [label for label in ORGANS if label not in TISSUES and counts[label] >= MIN_VOXELS]
+    corrupted, kind_of = clean.copy(), dict[int, str]()
     for label in [label for label in intact if rng.random() < rate]:
-        if label in aimed_at or np.count_nonzero(dirty == label) < LEAST_VOXELS:
+        if label in kind_of or np.count_nonzero(corrupted == label) < MIN_VOXELS:
             continue
-        kinds = [kind for kind in KINDS if kind != "swapped" or PARTNERS.get(label) in intact]
+        kinds = [kind for kind in KINDS if kind != "swapped" or CONTRALATERAL.get(label) in intact]
         kind = str(rng.choice(kinds))
-        hit = spoil(dirty, label, kind, rng=rng, spacing_mm=spacing_mm, others=intact)
-        aimed_at |= dict.fromkeys(hit, kind)
-        intact = [label for label in intact if label not in hit]
-    wrong = [label for label, dice in label_dice(dirty, clean).items() if dice < WRONG_BELOW_DICE]
-    return dirty, [(label, aimed_at.get(label, OVERWRITTEN)) for label in wrong if (dirty == label).any()]
+        affected = corrupt_label(corrupted, label, kind, rng=rng, spacing_mm=spacing_mm, others=intact)
+        kind_of |= dict.fromkeys(affected, kind)
+        intact = [label for label in intact if label not in affected]
+    dice, present = label_dice(corrupted, clean), set(np.unique(corrupted))
+    wrong = [label for label in dice if dice[label] < WRONG_BELOW_DICE and label in present]
+    return corrupted, [(label, kind_of.get(label, OVERWRITTEN)) for label in wrong]
 
 
-def spoil(
+def corrupt_label(
     label: np.ndarray,
     value: int,
     kind: str,
@@ -73,27 +75,27 @@ def spoil(
     spacing_mm: Sequence[float],
     others: Sequence[int],
 ) -> tuple[int, ...]:
-    """Spoil one label of a map in place.
+    """Inject an error into one label of a map, in place.
 
     Args:
         label: ids of `ORGANS`.
-        value: the label to hit.
+        value: the label that gets the error.
         kind: one of `KINDS`.
         rng: source of randomness.
         spacing_mm: voxel size, (3,).
         others: labels that it may be exchanged with.
 
     Returns:
-        The labels aimed at: two for exchanges.
+        The affected labels: two for exchanges.
 
     Shape:
         label: (X, Y, Z).
     """
     spacing = np.asarray(spacing_mm, dtype=float)
     if kind == "swapped":
-        return _exchange(label, value, PARTNERS[value])
+        return _exchange(label, value, CONTRALATERAL[value])
     if kind == "wrong organ":
-        near = _nearest(label, value, spacing, [k for k in others if k not in (value, PARTNERS.get(value))])
+        near = _nearest(label, value, spacing, [k for k in others if k not in (value, CONTRALATERAL.get(value))])
         return _exchange(label, value, int(rng.choice(near))) if near else ()
     KINDS[kind](label, value, rng, spacing)
     return (value,)
@@ -136,7 +138,7 @@ def _fragments(label: np.ndarray, value: int, rng: np.random.Generator, spacing_
 
 
 def _shifted(label: np.ndarray, value: int, rng: np.random.Generator, spacing_mm: np.ndarray) -> None:
-    """Move it along a random direction, until no more than 20 to 80 % of it overlaps with where it was."""
+    """Move it in a random direction until at most 20 to 80 % of it overlaps its old position."""
     mask, direction, most = label == value, _direction(rng), rng.uniform(0.2, 0.8)
     voxels = np.argwhere(mask)
     for distance_mm in range(3, 200, 3):
@@ -149,7 +151,7 @@ def _shifted(label: np.ndarray, value: int, rng: np.random.Generator, spacing_mm
 
 
 def _eroded(label: np.ndarray, value: int, rng: np.random.Generator, spacing_mm: np.ndarray) -> None:
-    """Peel the surface off, more on one side, until 40 to 75 % is left."""
+    """Remove the surface, more on one side, until 40 to 75 % is left."""
     mask = label == value
     inner = mask[_box(mask)]
     depth_mm = ndimage.distance_transform_edt(np.pad(inner, 1), sampling=spacing_mm)[1:-1, 1:-1, 1:-1]
@@ -157,7 +159,7 @@ def _eroded(label: np.ndarray, value: int, rng: np.random.Generator, spacing_mm:
 
 
 def _dilated(label: np.ndarray, value: int, rng: np.random.Generator, spacing_mm: np.ndarray) -> None:
-    """Swell on all sides within the body, more on one, by 35 to 100 % of the label's volume."""
+    """Grow on all sides within the body, more on one, by 35 to 100 % of the label's volume."""
     mask = label == value
     box = _box(mask, margin=8)
     distance_mm = ndimage.distance_transform_edt(~mask[box], sampling=spacing_mm)
@@ -171,7 +173,7 @@ KINDS: dict[str, Callable[[np.ndarray, int, np.random.Generator, np.ndarray], No
     "missing half": _half,
     "leak": _leak,
     "fragments": _fragments,
-    "swapped": lambda *_: None,  # `spoil` exchanges labels
+    "swapped": lambda *_: None,  # `corrupt_label` exchanges labels
     "wrong organ": lambda *_: None,
     "shifted": _shifted,
     "eroded": _eroded,
@@ -186,19 +188,19 @@ def _exchange(label: np.ndarray, one: int, other: int) -> tuple[int, int]:
 
 
 def _nearest(label: np.ndarray, value: int, spacing_mm: np.ndarray, others: Sequence[int]) -> list[int]:
-    """Return those of the labels whose boxes have their middles nearest to that of `value`."""
+    """Return the labels whose bounding boxes have the centres nearest to that of `value`."""
     boxes = ndimage.find_objects(label, max_label=max(ORGANS))
     middle_mm = {
         k: np.array([part.start + part.stop for part in boxes[k - 1]]) / 2 * spacing_mm
         for k in (value, *others)
         if boxes[k - 1]
     }
-    there = [k for k in others if k in middle_mm]
-    return sorted(there, key=lambda k: float(np.linalg.norm(middle_mm[k] - middle_mm[value])))[:NEAR]
+    present = [k for k in others if k in middle_mm]
+    return sorted(present, key=lambda k: float(np.linalg.norm(middle_mm[k] - middle_mm[value])))[:NEAREST]
 
 
 def _keep(label: np.ndarray, value: int, score: np.ndarray, share: float) -> None:
-    """Keep the `share` of a label with the highest scores, which are in the order of its voxels."""
+    """Keep the `share` of a label's voxels with the highest scores; scores are in the order of its voxels."""
     own = np.argwhere(label == value)
     lost = np.argsort(score, kind="stable")[: round(len(own) * (1 - share))]
     label[tuple(own[lost].T)] = 0
@@ -207,7 +209,7 @@ def _keep(label: np.ndarray, value: int, score: np.ndarray, share: float) -> Non
 def _bulge(
     label: np.ndarray, value: int, start: np.ndarray, allowed: np.ndarray, voxels: int, spacing_mm: np.ndarray
 ) -> None:
-    """Give a label the `allowed` voxels that lie nearest to `start`."""
+    """Add the `allowed` voxels nearest to `start` to a label."""
     free = np.argwhere(allowed)
     distances = (((free - start) * spacing_mm) ** 2).sum(axis=1)
     voxels = min(voxels, len(free))
@@ -226,6 +228,6 @@ def _direction(rng: np.random.Generator) -> np.ndarray:
 
 
 def _slope(shape: Sequence[int], rng: np.random.Generator, spacing_mm: np.ndarray) -> np.ndarray:
-    """Return mm that rise by about a voxel across a box, so that ranks of equal distance are settled by side."""
+    """Return a ramp in mm, about one voxel across a box, that orders voxels of equal distance by side."""
     direction = _direction(rng) * spacing_mm.mean() / max(shape)
     return sum(d * index for d, index in zip(direction, np.ogrid[tuple(slice(n) for n in shape)], strict=True))

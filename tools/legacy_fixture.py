@@ -1,6 +1,6 @@
-"""Compute what MONAI 1.4.0 answers, for the tests of `scripts.networks.LegacyPatchMerging`.
+"""Compute outputs of MONAI 1.4.0 for the tests of `scripts.models.swin_unetr.LegacyPatchMerging`.
 
-Run once, with MONAI 1.4.0 instead of the installed version and the repository behind it on the path:
+Run once, with MONAI 1.4.0 before the installed version on the path:
 
     pip download --no-deps --dest ../monai14 monai==1.4.0
     python -m zipfile -e ../monai14/monai-1.4.0-py3-none-any.whl ../monai14/unpacked
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from monai.networks.nets.swin_unetr import PatchMerging, SwinUNETR
 
-# These leave 2 x 1 x 1 voxels at the bottleneck: on a single one the instance norm there cannot work.
+# This leaves 2 x 1 x 1 voxels at the bottleneck: instance norm fails on a single one.
 IMAGE_SHAPE = (1, 1, 64, 32, 32)
 FEATURES_SHAPE = (2, 5, 4, 3, 6)  # (B, D, H, W, C), odd and even sizes
 TINY_NETWORK = {
@@ -36,13 +36,13 @@ logger = logging.getLogger(__name__)
 
 
 def wave(shape: tuple[int, ...], phase: float) -> torch.Tensor:
-    """Return float64 values of mean 0 and unit amplitude which depend on nothing but the arguments."""
+    """Return float64 values of mean 0 and amplitude 1 that depend only on the arguments."""
     index = torch.arange(np.prod(shape), dtype=torch.float64)
     return torch.sin(0.731 * index**1.13 + phase).reshape(shape)
 
 
 def fill_by_formula(module: torch.nn.Module) -> torch.nn.Module:
-    """Give every parameter of `module` values by a formula, in the order of names; returns it in float64."""
+    """Set every parameter of `module` by a formula, in the order of names; returns it in float64."""
     module.double().eval()
     with torch.no_grad():
         for phase, (_, parameter) in enumerate(sorted(module.named_parameters())):
@@ -55,7 +55,7 @@ def fill_by_formula(module: torch.nn.Module) -> torch.nn.Module:
     return module
 
 
-def answers(merging: torch.nn.Module, network: torch.nn.Module) -> dict[str, np.ndarray]:
+def outputs(merging: torch.nn.Module, network: torch.nn.Module) -> dict[str, np.ndarray]:
     """Run the filled modules on the fixed inputs.
 
     Args:
@@ -83,10 +83,10 @@ def main() -> None:
     parser.add_argument("path", type=Path, help="file to write: tests/fixtures/legacy_patch_merging.npz")
     path = parser.parse_args().path
     if monai.__version__ != "1.4.0":
-        raise ValueError(f"MONAI {monai.__version__} is on the path: put 1.4.0 there, see the docstring.")
-    numbers = answers(PatchMerging(FEATURES_SHAPE[-1]), SwinUNETR(img_size=IMAGE_SHAPE[2:], **TINY_NETWORK))
+        raise ValueError(f"MONAI {monai.__version__} is on the path: put 1.4.0 before it, see the docstring.")
+    numbers = outputs(PatchMerging(FEATURES_SHAPE[-1]), SwinUNETR(img_size=IMAGE_SHAPE[2:], **TINY_NETWORK))
     np.savez_compressed(path, monai=monai.__version__, **numbers)
-    logger.info("%s: %d bytes", path, path.stat().st_size)
+    logger.info("wrote %s, %d bytes", path, path.stat().st_size)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Write the triangulation in `scripts/solf/marching_cubes.py` anew: `python -m tools.marching_cubes_table`.
+"""Generate the triangulation in `scripts/solf/marching_cubes.py`: `python -m tools.marching_cubes_table`.
 
-It asks scikit-image, one cell at a time, so that scikit-image is needed here and in tests, but not to run a bundle.
+It takes each cell from scikit-image, which is therefore needed here and in tests, but not to run a bundle.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from skimage.measure import marching_cubes
 
-from scripts.files import atomic_path
+from scripts.common.files import atomic_path
 from scripts.solf.marching_cubes import CORNERS, EDGE_LETTERS, EDGE_MIDPOINTS
 
 MODULE = Path(__file__).resolve().parents[1] / "scripts" / "solf" / "marching_cubes.py"
@@ -44,7 +44,7 @@ def main() -> int:
     text = MODULE.read_text(encoding="utf-8")
     with atomic_path(MODULE) as temporary:
         temporary.write_text(TABLE.sub(textwrap.fill(words, 118) + "\n", text), encoding="utf-8")
-    logger.info("%s: %d characters of table", MODULE, len(words))
+    logger.info("wrote %s: %d characters of table", MODULE, len(words))
     return 0
 
 

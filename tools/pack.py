@@ -6,70 +6,57 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import json
 import logging
-import re
 import sys
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from scripts.files import atomic_path
+from scripts.common.errors import InputError
+from scripts.common.files import atomic_path
+from scripts.common.fingerprint import imported_modules, module_file
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULE_NAME = re.compile(r"\bscripts((?:\.[a-z_][a-z0-9_]*)+)")
 ALWAYS = ("LICENSE", "large_files.yml", "configs/*", "docs/*")
 WEIGHTS = ("models/model.pt", "models/model.ts")
 EPOCH = (1980, 1, 1, 0, 0, 0)
 logger = logging.getLogger(__name__)
 
 
-def module_file(dotted: str) -> Path | None:
-    """Return the file of the longest module at the start of `scripts.a.b.Name`, or None."""
-    parts = dotted.split(".")
-    for end in range(len(parts), 0, -1):
-        base = ROOT.joinpath(*parts[:end])
-        for candidate in (base.with_suffix(".py"), base / "__init__.py"):
-            if candidate.is_file():
-                return candidate
-    return None
+def named_modules(config: Any) -> set[str]:
+    """Return the names of `scripts` that a config instantiates: the values of `_target_`, at any depth."""
+    if isinstance(config, list):
+        return set().union(*map(named_modules, config))
+    if not isinstance(config, dict):
+        return set()
+    own = {str(value) for key, value in config.items() if key.split("#")[-1] == "_target_"}
+    return {name for name in own if name.startswith("scripts.")}.union(*map(named_modules, config.values()))
 
 
-def imported(file: Path) -> set[Path]:
-    """Return the files of `scripts` that a module imports, at its top or inside functions."""
-    names = []
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names += [f"{node.module}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-    files = {module_file(name) for name in names if name.split(".")[0] == "scripts"}
-    return {found for found in files if found}
-
-
-def reachable(texts: Iterable[str]) -> set[Path]:
-    """Return the files of `scripts` that texts name as `scripts.module`, with all that those import, and their assets.
+def packed_modules(names: Iterable[str]) -> set[Path]:
+    """Return the files of `scripts` that names stand for, with all that those import, and their assets.
 
     Args:
-        texts: contents of configs and docs.
+        names: modules, or functions and classes in them.
+
+    Raises:
+        InputError: a name is of no module.
     """
-    named = {match.group(0) for text in texts for match in MODULE_NAME.finditer(text)}
-    todo = [found for found in map(module_file, named) if found]
-    files: set[Path] = set()
-    while todo:
-        file = todo.pop()
-        if file not in files:
-            files.add(file)
-            packages = [parent / "__init__.py" for parent in file.relative_to(ROOT).parents]
-            todo += [ROOT / init for init in packages if (ROOT / init).is_file()]
-            todo += imported(file)
+    found = {name: module_file(name, ROOT) for name in names}
+    if missing := sorted(name for name, file in found.items() if file is None):
+        raise InputError(f"{', '.join(missing)}: no such module below scripts; correct the config or command_modules.")
+    files = imported_modules([*found.values(), ROOT / "scripts" / "__init__.py"], ROOT)
     assets = {asset for file in files for asset in (file.parent / "assets").rglob("*") if asset.is_file()}
     return files | assets
 
 
 def pack(bundle: Path, out_dir: Path, *, weights: bool = False) -> Path:
     """Write `<name>_v<version>.zip` with one base folder `<name>`.
+
+    Of `scripts` it takes the modules that the configs name and the `command_modules` of the metadata, with their
+    imports.
 
     Args:
         bundle: folder of the bundle, its `scripts` a link.
@@ -80,18 +67,19 @@ def pack(bundle: Path, out_dir: Path, *, weights: bool = False) -> Path:
         Path of the zip.
 
     Raises:
-        ValueError: the bundle has no metadata.
+        InputError: the bundle has no metadata, or names a module that does not exist.
     """
-    metadata = bundle / "configs" / "metadata.json"
-    if not metadata.is_file():
-        raise ValueError(f"{bundle}: no configs/metadata.json, so this is no bundle; give the name of a folder.")
-    version = json.loads(metadata.read_text(encoding="utf-8"))["version"]
+    metadata_file = bundle / "configs" / "metadata.json"
+    if not metadata_file.is_file():
+        raise InputError(f"{bundle}: no configs/metadata.json, so this is no bundle; give the name of a folder.")
+    metadata = json.loads(metadata_file.read_text(encoding="utf-8"))
     patterns = ALWAYS + (WEIGHTS if weights else ())
     files = [file for pattern in patterns for file in bundle.glob(pattern) if file.is_file()]
     contents = {file.relative_to(bundle): file for file in files}
-    texts = [file.read_text(encoding="utf-8") for file in files if file.suffix in (".json", ".md")]
-    contents |= {file.relative_to(ROOT): file for file in reachable(texts)}
-    path = out_dir / f"{bundle.name}_v{version}.zip"
+    configs = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.suffix == ".json"]
+    modules = set(metadata["command_modules"]).union(*map(named_modules, configs))
+    contents |= {file.relative_to(ROOT): file for file in packed_modules(modules)}
+    path = out_dir / f"{bundle.name}_v{metadata['version']}.zip"
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, file in sorted(contents.items()):
             entry = zipfile.ZipInfo(f"{bundle.name}/{name.as_posix()}", EPOCH)

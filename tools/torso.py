@@ -19,7 +19,7 @@ Point = tuple[float, float, float]  # right, anterior, superior in mm from the c
 
 
 class Tissue(NamedTuple):
-    """What a voxel holds: its label, its mean HU and the standard deviation of its texture in HU."""
+    """A tissue: its label, its mean HU and the standard deviation of its texture in HU."""
 
     label: int
     hu: float
@@ -57,7 +57,7 @@ ORGANS = tuple(name for name, tissue in TISSUES.items() if tissue.label and name
 
 @dataclass(frozen=True)
 class Form:
-    """An ellipsoid (a ball where the radii are one number), swept along a line if given many points."""
+    """An ellipsoid (a ball if the radii are one number), swept along the path if that has several points."""
 
     organ: str  # moves and grows with this organ
     path_mm: Point | tuple[Point, ...]
@@ -66,7 +66,7 @@ class Form:
     within: str = ""  # paints over this tissue only
 
     def contains(self, points_mm: np.ndarray, growth: float) -> np.ndarray:
-        """Tells which of `points_mm` (3, ...) lie inside when the radii are `growth` times as long."""
+        """Return which of `points_mm` (3, ...) lie inside if the radii are `growth` times as long."""
         inside = np.zeros(points_mm.shape[1:], bool)
         path = np.atleast_2d(np.divide(self.path_mm, self.radii_mm)).astype(np.float32)
         points = points_mm / column(np.broadcast_to(self.radii_mm, 3))
@@ -78,7 +78,7 @@ class Form:
         return inside
 
 
-# Painted in order: what comes later covers what came before.
+# Painted in order: later forms cover earlier ones.
 VISCERA = (
     Form("muscle", ((30, -46, 20), (38, -46, -60), (52, -36, -140)), 16),
     Form("muscle", ((-30, -46, 20), (-38, -46, -60), (-52, -36, -140)), 16),
@@ -125,7 +125,7 @@ FRAME = (
 
 
 class Anatomy(NamedTuple):
-    """One patient: what is random about the body, drawn before any voxel is painted."""
+    """The random parameters of one patient, drawn before any voxel is painted."""
 
     bowel: list[Form]
     poses: dict[str, tuple[np.ndarray, float]]  # each organ's shift in mm and growth
@@ -140,7 +140,7 @@ def torso_phantom(
     shape: Sequence[int] = DEFAULT_SHAPE,
     spacing_mm: Sequence[float] = DEFAULT_SPACING_MM,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Makes one phantom on a grid whose axes run to the patient's right, front and head (RAS).
+    """Make one phantom on a grid whose axes run to the patient's right, front and head (RAS).
 
     The torso fills the field of view `shape * spacing_mm`: adult size at about 300 x 220 x 260 mm, smaller or
     larger in proportion otherwise.
@@ -162,7 +162,7 @@ def torso_phantom(
     label = np.array([tissue.label for tissue in TISSUES.values()], np.uint8)[codes]
     missing = [name for name in ORGANS if not (label == TISSUES[name].label).any()]
     if missing:
-        raise ValueError(f"shape={tuple(shape)} leaves no voxel of {missing}; take more and smaller voxels")
+        raise ValueError(f"shape={tuple(shape)} leaves no voxel of {missing}; give more and smaller voxels")
     return _acquire(rng, codes, anatomy.hu, spacing_mm), label
 
 
@@ -191,7 +191,7 @@ def _draw_bowel(rng: np.random.Generator) -> list[Form]:
 
 
 def _paint(points: np.ndarray, anatomy: Anatomy) -> np.ndarray:
-    """Returns the tissue code of each voxel."""
+    """Return the tissue code of each voxel."""
     right, anterior, superior = points
     codes = np.full(right.shape, CODES["fat"], np.uint8)
     _paint_forms(codes, points, [*anatomy.bowel, *VISCERA], anatomy.poses)
@@ -222,7 +222,7 @@ def _paint_forms(
 
 
 def _acquire(rng: np.random.Generator, codes: np.ndarray, hu: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
-    """Returns the scan of a tissue map: texture, then partial volume, then noise of 10 to 14 HU."""
+    """Return the scan of a tissue map, with texture, then partial volume, then noise of 10 to 14 HU."""
     texture = ndimage.gaussian_filter(rng.standard_normal(codes.shape), 5.0 / np.array(spacing_mm))
     texture_hu = np.array([tissue.texture_hu for tissue in TISSUES.values()])
     image = hu[codes] + texture_hu[codes] * texture / texture.std()

@@ -1,1 +1,1 @@
-"""Parts of `benchmarks.etta_shift`."""
+"""Modules of `benchmarks.etta_shift`."""

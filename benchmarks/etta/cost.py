@@ -1,7 +1,7 @@
-"""Time and memory of one way to segment one volume: `python -m benchmarks.etta.cost PART SIZE [SETTINGS]`.
+"""Measure time and memory of one way to segment one volume: `python -m benchmarks.etta.cost PART SIZE SETTINGS`.
 
-Run in a process of its own for each measurement; prints seconds and MB as JSON. The network has random weights, which
-changes nothing of either.
+Each measurement runs in its own process, which prints seconds and MB as JSON. The network has random weights; time and
+memory do not depend on them.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from monai.inferers import SlidingWindowInferer
 from monai.networks.nets import SwinUNETR
 
 from benchmarks.etta.networks import ARCHITECTURE, WINDOW
+from benchmarks.etta.objectives import etta_settings
 from benchmarks.restore_label_map import memory_mb
-from scripts.etta import ETTAInferer, ETTASettings
 from scripts.etta.core import adapted
-from scripts.etta.windows import Grid
+from scripts.etta.inferer import ETTAInferer
+from scripts.etta.windows import WindowLayout
 
 SIZES = {8: 96, 27: 128, 64: 160}  # windows: voxels along each axis
-# The C library keeps what is freed in small pieces; told to give it back at once, what is resident is what is in use.
+# The C library keeps small blocks after they are freed. With this it returns them, so that resident is in use.
 IN_USE = {"MALLOC_MMAP_THRESHOLD_": "1048576"}
 
 
@@ -47,19 +48,19 @@ def measure(part: str, size: int, settings: Mapping[str, Any]) -> dict[str, floa
         settings: of `ETTASettings`.
 
     Returns:
-        Seconds of the processor, which other programs hardly change, and peak memory above the start in MB.
+        Seconds of CPU time, which other programs hardly change, and the peak memory above that at the start, in MB.
     """
     torch.set_num_threads(1)
     torch.manual_seed(0)
     network, image = SwinUNETR(**ARCHITECTURE).eval(), torch.rand(1, 1, size, size, size)
-    etta = ETTASettings(**settings)
+    etta = etta_settings(settings)
     before = memory_mb("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     start = time.process_time()
     if part == "training step":
         network(image[..., :WINDOW, :WINDOW, :WINDOW]).square().mean().backward()
     elif part == "adapting":
-        with torch.no_grad(), adapted(network, image, Grid.of(inferer(), image.shape[2:]), etta):
+        with torch.no_grad(), adapted(network, image, WindowLayout.of(inferer(), image.shape[2:]), etta):
             pass
     else:
         predict = inferer() if part == "plain" else ETTAInferer(inferer(), etta)
@@ -69,14 +70,14 @@ def measure(part: str, size: int, settings: Mapping[str, Any]) -> dict[str, floa
 
 
 def in_a_process(part: str, windows: int, settings: Mapping[str, Any] | None = None, **env: str) -> dict[str, float]:
-    """Measure in a fresh process."""
+    """Run `measure` in a fresh process."""
     command = [sys.executable, "-m", "benchmarks.etta.cost", part, str(SIZES[windows]), json.dumps(settings or {})]
     done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **env})
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def time_table(ways: Mapping[str, Mapping[str, Any]], ours: str) -> pd.DataFrame:
-    """Time all ways on 27 windows, ours on 8 and 64 too, as multiples of the plain network."""
+    """Time all ways on 27 windows, and ours also on 8 and 64, as multiples of the plain network."""
     rows = []
     for windows in SIZES:
         plain = in_a_process("plain", windows)["seconds"]
@@ -87,7 +88,7 @@ def time_table(ways: Mapping[str, Mapping[str, Any]], ours: str) -> pd.DataFrame
 
 
 def memory_table() -> pd.DataFrame:
-    """Measure peak memory by the number of windows: what is in use, and what the process holds."""
+    """Measure peak memory by the number of windows: in use by tensors, and held by the process."""
     step = in_a_process("training step", 8, **IN_USE)["peak_mb"]
     rows = []
     for windows in (8, 64):

@@ -12,8 +12,9 @@ from monai.networks.nets import SwinUNETR
 from monai.transforms import CenterSpatialCropd, Compose, CropForegroundd, Orientationd, ScaleIntensityRanged
 
 from benchmarks.etta.shifts import warped
-from scripts.transforms import LoadVolumed, Spacingd
-from scripts.weights import load_weights
+from scripts.data.transforms import Spacingd
+from scripts.io.loading import LoadVolumed
+from scripts.models.weights import load_weights
 from tools.demo import PAIR, PHANTOMS, REDUCED_NETWORK, REDUCED_TRAINING, run, write_pair
 from tools.phantom import write_cohort
 
@@ -22,18 +23,18 @@ FOLDER = ROOT / "demo" / "etta"
 CT = ROOT.parent / "shared" / "data" / "ct_torso"
 ARCHITECTURE = {"in_channels": 1, "out_channels": 14, "feature_size": 12, "depths": (1, 1, 1, 1), "window_size": 4}
 WINDOW = 64
-UNSEEN = 1000  # seed of the phantoms that are tested on; no training and no tuning saw them
+TEST_SEED = 1000  # of the test phantoms, which were not used for training or tuning
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is made.
+    """How a network is trained.
 
     Attributes:
         seed: of its phantoms and its training.
-        epochs: of training.
-        start: network to fine-tune on the real scan; None: trained on phantoms.
-        spacing_mm: of its grid.
+        epochs: number of training epochs.
+        start: network to fine-tune on the real scan; None for training on phantoms.
+        spacing_mm: voxel size of its input along each axis.
     """
 
     seed: int
@@ -55,7 +56,7 @@ class Case:
 
     Attributes:
         network: key of `RECIPES`.
-        number: of the case; of the real scan, 0 is itself and the others are bent.
+        number: of the case; of the real scan, 0 is the scan itself and the others are deformed.
         image: file of the image.
         label: file of its label map.
     """
@@ -67,12 +68,12 @@ class Case:
 
 
 def checkpoint(name: str) -> Path:
-    """Return where a network's weights are."""
+    """Return the path of the weights of a network."""
     return FOLDER / name.replace(" ", "_") / "models" / "model.pt"
 
 
 def train(name: str) -> None:
-    """Train a network, unless its weights are there."""
+    """Train a network, unless its weights exist."""
     path, recipe = checkpoint(name), RECIPES[name]
     if path.is_file():
         return
@@ -98,18 +99,18 @@ def network(name: str) -> torch.nn.Module:
 
 
 def cases(name: str, count: int) -> list[Case]:
-    """List the cases of a network: phantoms that nothing was trained on, or the real scan, itself and bent."""
+    """List the test cases of a network: phantoms, or the real scan, undeformed and deformed."""
     if RECIPES[name].start is not None:
         return [Case(name, number, CT / "image.nii.gz", CT / "label_btcv13.nii.gz") for number in range(count)]
     folder = FOLDER / "phantoms"
-    write_cohort(folder, cases=count + 2, seed=UNSEEN)
+    write_cohort(folder, cases=count + 2, seed=TEST_SEED)
     images = sorted((folder / "imagesTr").iterdir())[:count]
     return [Case(name, n, image, folder / "labelsTr" / image.name) for n, image in enumerate(images)]
 
 
 @cache
 def read(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bring a case to its network's grid and keep the middle window, which is most of it.
+    """Preprocess a case for its network and crop the middle window, which is most of it.
 
     Shape:
         image (1, 1, X, Y, Z), label (X, Y, Z).

@@ -1,4 +1,4 @@
-"""How an image may differ from those that a network was trained on: eight shifts at three strengths each."""
+"""Domain shifts: eight ways in which an image can differ from the training images, at three strengths each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Shift = Callable[[torch.Tensor, float], torch.Tensor]
 
 
 def contrast(image: torch.Tensor, factor: float) -> torch.Tensor:
-    """Draw intensities towards their mean."""
+    """Shrink intensities towards their mean."""
     return (image - image.mean()) * factor + image.mean()
 
 
@@ -28,13 +28,13 @@ def noise(image: torch.Tensor, sd: float) -> torch.Tensor:
 
 
 def low_resolution(image: torch.Tensor, factor: float) -> torch.Tensor:
-    """Sample on a grid `factor` times as coarse, and back."""
+    """Resample to a grid `factor` times as coarse, and back."""
     coarse = interpolate(image, scale_factor=1 / factor, mode="trilinear")
     return interpolate(coarse, size=image.shape[2:], mode="trilinear")
 
 
 def ghosting(image: torch.Tensor, intensity: float) -> torch.Tensor:
-    """Weaken every fourth line of k-space, which repeats the patient along the first axis."""
+    """Attenuate every fourth line of k-space, which repeats the patient along the first axis."""
     lines = torch.ones(image.shape[2])
     lines[4::4] = 1 - intensity
     return torch.fft.ifftn(torch.fft.fftn(image[0, 0]) * lines[:, None, None]).real[None, None]
@@ -64,12 +64,12 @@ SHIFTS: dict[str, tuple[Shift, tuple[float, ...]]] = {
 
 
 def warped(image: torch.Tensor, label: torch.Tensor, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bend an image and its label smoothly, which makes another anatomy of the same scan.
+    """Deform an image and its label smoothly, for another anatomy in the same scan.
 
     Args:
         image: one scan.
         label: its label map.
-        seed: 0 leaves both as they are.
+        seed: of the deformation; 0 for none.
 
     Shape:
         image (1, 1, X, Y, Z), label (X, Y, Z).

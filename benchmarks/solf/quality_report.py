@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from scripts.files import atomic_path
+from scripts.common.files import atomic_path
 
 SHOWN = (
     "published code: fixed ranges",
@@ -23,15 +23,15 @@ SHOWN = (
 """The rules whose kinds of error are shown."""
 
 WHY = {
-    "shifted": "A shifted organ keeps its volume and shape. Only its place tells, once it lies where no body has it.",
-    "swapped": "Left and right organs are mirror images, so all three features stay. The sign of the offset tells.",
-    "eroded": "The shape stays; 25 to 60 % less volume is often still within what people differ by.",
-    "dilated": "The shape stays; 35 to 100 % more volume is often still within what people differ by.",
-    "overwritten": "It lost some voxels to another label's error, often at one side that its own shape does not show.",
+    "shifted": "Volume and shape do not change. Only position shows it, if the organ lies where it never does.",
+    "swapped": "Left and right organs are mirror images, so all three features stay. The sign of the offset shows it.",
+    "eroded": "The shape stays; 25 to 60 % less volume is often within the normal variation.",
+    "dilated": "The shape stays; 35 to 100 % more volume is often within the normal variation.",
+    "overwritten": "It lost some voxels to another label's error, which hardly changes its own shape.",
     "leak": "A bulge changes sphericity and volume, less so in organs whose own shape varies.",
     "missing half": "Volume and eccentricity fall together where an organ is cut across its longest axis.",
     "fragments": "A broken surface has a sphericity that no whole organ has: the easiest error to see by shape.",
-    "wrong organ": "Seen where the two organs differ in size or shape; by place nearly always.",
+    "wrong organ": "Found if the two organs differ in size or shape; by position nearly always.",
 }
 
 
@@ -69,10 +69,10 @@ def markdown(
         "## What a shape filter cannot see\n\nRecall of the paper's rule at 2 % and of the best rule, which also knows "
         "where an organ lies.",
         _grid(_unseen(main)),
-        "None of these features looks at the image: an organ of ordinary size and shape in the ordinary place passes, "
-        "however wrong its border is.",
-        "## More and fewer errors\n\nF1 where 2, 5 and 10 % of the organs are hit; each rule learns from the cohort it "
-        "judges. The more errors a cohort holds, the more of the extreme percentiles they fill.",
+        "None of these features looks at the image: an organ of normal size, shape and position passes, however wrong "
+        "its border is.",
+        "## More and fewer errors\n\nF1 if 2, 5 and 10 % of the organs get an error; each rule is fitted to the cohort "
+        "that it filters. The more errors a cohort has, the more of the extreme percentiles they fill.",
         _grid(_rates(table)),
     ]
     return "\n\n".join(parts) + "\n"
@@ -82,19 +82,18 @@ def _setting(whole: pd.DataFrame, *, subjects: int, labels: int) -> str:
     errors = int(whole["errors"].iloc[0])
     return (
         f"{subjects} phantom people, {labels} labels, {errors} of them wrong ({errors / labels:.1%}): their Dice with "
-        "the true label is below 0.9, either because an error was aimed at them or because they lost voxels to "
-        "another's. Labels that vanished are not counted, there is nothing to judge. Every rule learns from these "
-        f"spoilt maps and judges them; then it judges {subjects} other people without any error (clean cohort). The "
-        "tuned rules were chosen on a third cohort by their F1. Phantoms show how rules compare, not how often they "
-        "are right about patients."
+        "the correct label is below 0.9, because of their own error or because they lost voxels to that of another. "
+        "Labels that vanished are not counted. Every rule is fitted to these corrupted maps and applied to them; then "
+        f"it is applied to {subjects} other people without errors (clean cohort). The tuned rules were chosen on a "
+        "third cohort by their F1. Phantoms show how rules compare, not how well they work on patients."
     )
 
 
 def _overall(whole: pd.DataFrame) -> pd.DataFrame:
     percent = {
-        "right labels rejected": whole["false_rejections"],
+        "correct labels rejected": whole["false_rejections"],
         "clean cohort rejected": whole["clean_cohort_rejected"],
-        "clean cohort rejected, learnt from itself": whole["clean_cohort_rejected_by_its_own"],
+        "clean cohort rejected, fitted to itself": whole["clean_cohort_rejected_by_its_own"],
     }
     columns = {name: whole[name].map(_number) for name in ("precision", "recall", "f1")}
     columns |= {name: values.map("{:.1%}".format) for name, values in percent.items()}
@@ -111,17 +110,17 @@ def _readings(whole: pd.DataFrame, rules: Mapping[str, Any], ranges: pd.Series, 
     own = whole["clean_cohort_rejected_by_its_own"]
     worst = ", ".join(f"{organ} ({share:.0%})" for organ, share in ranges.head(8).items())
     lines = [
-        f"The best rule: `{_options(rules[best])}`; its F1 was {chosen[best]:.3f} where it was chosen. By shape alone: "
-        f"`{_options(rules[alone])}`, {chosen[alone]:.3f} there.",
-        f"The percentile rule rejects a fixed share of whatever it learns from, even where nothing is wrong: at 2 % "
+        f"The best rule: `{_options(rules[best])}`; its F1 on the tuning cohort was {chosen[best]:.3f}. By shape "
+        f"alone: `{_options(rules[alone])}`, {chosen[alone]:.3f}.",
+        f"The percentile rule rejects a fixed share of the cohort it is fitted to, even if nothing is wrong: at 2 % "
         f"{own[paper]:.1%} of a clean cohort, at 5 % {own[paper.replace('2 %', '5 %')]:.1%}. Robust deviations from "
         f"the median have no such share ({own[best]:.1%}: the tails of natural variation).",
         f"Mean Dice of kept labels, as the paper counts (0.873 to 0.891 there): {whole['dice_before'].iloc[0]:.3f} to "
         f"{whole.loc[paper, 'dice_kept']:.3f} by the paper's rule and to {whole.loc[best, 'dice_kept']:.3f} by the "
         "best. With rejected labels counted as 0 every filter lowers the mean: a wrong label overlaps more than none. "
-        "A filter makes labels cleaner by leaving some out of the loss, not by mending them.",
-        f"The fixed ranges reject right labels of {worst}. They allow every organ without a range of its own 10 L and "
-        "three components, which muscles, fat and the spine exceed in everyone; the phantoms' hearts were made small "
+        "A filter improves labels by leaving some out of the loss, not by correcting them.",
+        f"The fixed ranges reject correct labels of {worst}. They allow every organ without its own range 10 L and "
+        "three components, which muscles, fat and the spine exceed in everyone; the phantoms' hearts are small enough "
         "to fit their range.",
     ]
     return "\n".join(f"- {line}" for line in lines)

@@ -1,4 +1,4 @@
-"""One case in a worker: what it yields or why it failed, and a process of its own for one that killed a worker."""
+"""One case in a worker: its result or the reason of its failure, and a separate process for a case that crashes."""
 
 from __future__ import annotations
 
@@ -7,38 +7,59 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
 import cloudpickle
 
-from scripts.errors import reason
+from scripts.common.errors import InputError, reason, root_cause
 
 CaseFunction = Callable[[Mapping[str, str]], bytes]
 _SIZE_BYTES = 8
 
 
 class Outcome(NamedTuple):
-    """What became of a case: a payload, or the reason why there is none."""
+    """The result of a case: a payload, or the reason why there is none.
+
+    Attributes:
+        payload: what the function returned; empty if it failed.
+        failure: reason; "" if it did not fail.
+        trace: traceback of an error that is not an `InputError`, or "".
+    """
 
     payload: bytes
-    failure: str
+    failure: str = ""
+    trace: str = ""
 
 
-def attempt(function: CaseFunction, case: Mapping[str, str]) -> Outcome:
-    """Call a function on a case; what it raises costs this case alone."""
+def failed_outcome(error: BaseException) -> Outcome:
+    """Return the outcome of a case that raised an error."""
+    cause = root_cause(error)
+    trace = "" if isinstance(cause, InputError) else "".join(traceback.format_exception(cause))
+    return Outcome(b"", reason(error), trace)
+
+
+def attempt(function: CaseFunction | bytes, case: Mapping[str, str]) -> Outcome:
+    """Call a function on a case; an exception fails this case alone.
+
+    Args:
+        function: the function, or its pickle by `cloudpickle.dumps`, because unpickling imports code and may fail.
+        case: its argument.
+    """
     try:
+        function = cloudpickle.loads(function) if isinstance(function, bytes) else function
         payload = function(case)
         if not isinstance(payload, bytes):
             raise TypeError(f"the function returned {type(payload).__name__}, not bytes")
     except Exception as error:
-        return Outcome(b"", reason(error))
-    return Outcome(payload, "")
+        return failed_outcome(error)
+    return Outcome(payload)
 
 
 def attempt_alone(packed: bytes, case: Mapping[str, str]) -> Outcome:
-    """Call a function on a case in a process of its own, which may die of it.
+    """Call a function on a case in a separate process, which may crash.
 
     Args:
         packed: the function as `cloudpickle.dumps` packs it.
@@ -48,18 +69,18 @@ def attempt_alone(packed: bytes, case: Mapping[str, str]) -> Outcome:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-m", "scripts.cohort.attempts"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
-        with suppress(BrokenPipeError):  # it died already: its exit code tells
+        with suppress(BrokenPipeError):  # it crashed already; its exit code is reported below
             process.stdin.write(len(task).to_bytes(_SIZE_BYTES) + task)
-            process.stdin.flush()  # and stays open: its end tells the process that this one is gone
+            process.stdin.flush()  # stays open: the process exits when this end closes
         answer = process.stdout.read()
         code = process.wait()
     if code != 0:
-        return Outcome(b"", f"killed its process twice, the second time by {_cause(code)}")
+        return Outcome(b"", f"its process crashed twice, the second time with {_cause(code)}")
     return Outcome(*cloudpickle.loads(answer))
 
 
 def _cause(code: int) -> str:
-    """Name what ended a process."""
+    """Describe how a process ended."""
     if code >= 0:
         return f"exit code {code}"
     name = signal.Signals(-code).name
@@ -67,13 +88,13 @@ def _cause(code: int) -> str:
 
 
 def _end_with_parent() -> None:
-    """Wait for the end of standard input, which comes when the worker is gone, and end too."""
+    """Exit when standard input closes, which means that the worker is gone."""
     sys.stdin.buffer.raw.read()
     os._exit(1)
 
 
 def _read(size: int) -> bytes:
-    """Read exactly `size` bytes, or end because the worker is gone."""
+    """Read exactly `size` bytes; exit if the worker is gone."""
     data = b""
     while len(data) < size:
         part = sys.stdin.buffer.raw.read(size - len(data))
@@ -84,13 +105,13 @@ def _read(size: int) -> bytes:
 
 
 def main() -> None:
-    """Answer one task from standard input; what the function prints goes to standard error."""
+    """Run one task from standard input; what the function prints goes to standard error."""
     answers = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     task = _read(int.from_bytes(_read(_SIZE_BYTES)))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     packed, case = cloudpickle.loads(task)
-    outcome = attempt(cloudpickle.loads(packed), case)
+    outcome = attempt(packed, case)
     with os.fdopen(answers, "wb") as file:
         file.write(cloudpickle.dumps(tuple(outcome)))
 

@@ -1,4 +1,4 @@
-"""Dask as the engine of a cohort: a cluster of this machine or one that is there, and many cases on their way."""
+"""Run cases on Dask: on worker processes of this machine or on an existing cluster."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ import dask
 from distributed import Client, Future, KilledWorker, LocalCluster
 from distributed.comm.addressing import parse_address, parse_host_port
 
-from scripts.cohort.attempts import CaseFunction, Outcome
+from scripts.cohort.attempts import CaseFunction, Outcome, failed_outcome
 from scripts.cohort.journal import Case
 from scripts.cohort.shipping import ROOT, ship_code, worker_task
-from scripts.errors import reason
+from scripts.common.errors import InputError, reason
 
 CONNECT_SECONDS = 10
 WAKE_SECONDS = 1.0
 REMINDER_SECONDS = 60
-LEAST_ON_THE_WAY, PER_THREAD = 16, 4
+MIN_IN_FLIGHT, IN_FLIGHT_PER_THREAD = 16, 4
 MAX_LOSSES = 3
 _SETTINGS = {
     "distributed.worker.profile.enabled": False,
-    # Dask's nannies make workers return freed memory at once, so that every volume is paged in anew
+    # Dask's nannies make workers return freed memory at once; every volume would then cause new page faults
     "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 2**28,
     "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 2**25,
 }
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 logger = logging.getLogger(__name__)
 
-Landed = tuple[Case, Outcome | None]
-"""A case and what became of it; None where its worker was lost."""
+Collected = tuple[Case, Outcome | None]
+"""A case and its outcome, None if its worker was lost."""
 
 
 @contextmanager
 def local_client(workers: int) -> Iterator[Client]:
-    """Start processes of one thread each on this machine; they listen on the loopback interface alone.
+    """Start worker processes of one thread each on this machine; they listen on 127.0.0.1 only.
 
-    They end with this process, however that ends: each watches a pipe that the kernel closes then.
+    They exit with this process, even if it is killed: each watches a pipe that the kernel then closes.
 
     Args:
         workers: number of processes.
@@ -64,15 +64,15 @@ def remote_client(address: str) -> Iterator[Client]:
         address: such as `tcp://host:8786`.
 
     Raises:
-        ValueError: no scheduler answers there.
+        InputError: no scheduler answers there.
     """
     with _quiet():
         try:
             socket.create_connection(parse_host_port(parse_address(address)[1]), timeout=CONNECT_SECONDS).close()
             client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
         except (OSError, ValueError) as error:
-            raise ValueError(
-                f"--scheduler {address}: no Dask scheduler answers there ({reason(error)}); start `dask scheduler`, "
+            raise InputError(
+                f"scheduler {address}: no Dask scheduler answers there ({reason(error)}); start `dask scheduler`, "
                 "and give the address that it prints."
             ) from error
         try:
@@ -90,53 +90,54 @@ def run_on_dask(
     record: Callable[[Case, Outcome], None],
     tick: Callable[[], None],
 ) -> None:
-    """Call a function on every case, with a bounded number of cases on their way.
+    """Call a function on every case, with a bounded number of cases in flight.
 
-    A case whose worker died goes again in a process of its own, where it can kill nothing else.
+    A case whose worker died is run again in a separate process, where it cannot harm other cases.
 
     Args:
         client: of a scheduler.
         function: picklable, of a case.
         cases: with distinct names.
-        remote: the workers import this package from a copy sent to them.
+        remote: whether workers import this package from a copy that is sent to them.
         record: called here with each outcome.
-        tick: called here about each second.
+        tick: called here about once a second.
 
     Raises:
-        ValueError: the scheduler was lost.
+        InputError: the scheduler was lost.
     """
     address = client.scheduler.address
     try:
         flight = _Flight(client, function, folder=ship_code(client) if remote else ROOT)
         waiting, losses = deque(cases), Counter()
         while waiting or flight.cases:
-            flight.start([waiting.popleft() for _ in range(min(flight.room(), len(waiting)))])
-            for case, outcome in flight.land():
+            flight.start([waiting.popleft() for _ in range(min(flight.free_slots(), len(waiting)))])
+            for case, outcome in flight.collect():
                 if outcome is None:
                     losses[case["case"]] += 1
-                    outcome = _too_often(losses[case["case"]])
+                    outcome = _given_up(losses[case["case"]])
                 if outcome is None:
                     flight.start([case], alone=True)
                 else:
                     record(case, outcome)
             tick()
     except OSError as error:
-        raise ValueError(
+        raise InputError(
             f"{address}: the Dask scheduler was lost ({reason(error)}); run again once it is back: finished cases are "
             "kept."
         ) from error
 
 
-def _too_often(losses: int) -> Outcome | None:
-    """Give a case up whose workers keep dying, although it ran in a process of its own."""
+def _given_up(losses: int) -> Outcome | None:
+    """Return a failure for a case whose workers keep dying although it runs in a separate process, else None."""
     return Outcome(b"", f"its worker was lost {losses} times") if losses >= MAX_LOSSES else None
 
 
 class _Flight:
-    """The cases that are on their way to workers or back.
+    """The cases in flight: sent to workers and not collected yet.
 
     Attributes:
-        cases: by future.
+        cases: cases by future.
+        finished: futures that are done.
     """
 
     def __init__(self, client: Client, function: CaseFunction, *, folder: str) -> None:
@@ -144,39 +145,39 @@ class _Flight:
         packed = cloudpickle.dumps(function)
         self.tasks = {alone: worker_task(folder, packed, alone=alone) for alone in (False, True)}
         self.cases: dict[Future, Case] = {}
-        self.landed: queue.SimpleQueue[Future] = queue.SimpleQueue()
+        self.finished: queue.SimpleQueue[Future] = queue.SimpleQueue()
         self.threads, self.counted, self.reminded = 0, 0.0, time.monotonic()
 
-    def room(self) -> int:
-        """Return how many cases more may go."""
+    def free_slots(self) -> int:
+        """Return how many more cases may be sent."""
         now = time.monotonic()
         if now - self.counted >= WAKE_SECONDS:
             self.threads, self.counted = sum(self.client.nthreads().values()), now
         if self.threads:
             self.reminded = now
         elif now - self.reminded >= REMINDER_SECONDS:
-            logger.warning("%s has no workers: waiting for them", self.client.scheduler.address)
+            logger.warning("%s has no workers yet; waiting", self.client.scheduler.address)
             self.reminded = now
-        return max(0, max(LEAST_ON_THE_WAY, PER_THREAD * self.threads) - len(self.cases))
+        return max(0, max(MIN_IN_FLIGHT, IN_FLIGHT_PER_THREAD * self.threads) - len(self.cases))
 
     def start(self, cases: Sequence[Case], *, alone: bool = False) -> None:
-        """Send cases."""
+        """Send cases to workers."""
         futures = self.client.map(self.tasks[alone], cases, pure=False, key="case") if cases else []
         for future, case in zip(futures, cases, strict=True):
             self.cases[future] = case
-            future.add_done_callback(self.landed.put)
+            future.add_done_callback(self.finished.put)
 
-    def land(self) -> list[Landed]:
-        """Wait up to a second for a case, and return all that are back.
+    def collect(self) -> list[Collected]:
+        """Wait up to a second for a finished case, and return all finished ones.
 
         Raises:
             OSError: the scheduler was lost.
         """
         futures = []
         try:
-            futures.append(self.landed.get(timeout=WAKE_SECONDS))
+            futures.append(self.finished.get(timeout=WAKE_SECONDS))
             while True:
-                futures.append(self.landed.get_nowait())
+                futures.append(self.finished.get_nowait())
         except queue.Empty:
             pass
         if self.client.status != "running" or any(future.status == "cancelled" for future in futures):
@@ -186,29 +187,29 @@ class _Flight:
         return [(self.cases.pop(future), _outcome(future, found.get(future.key))) for future in futures]
 
 
-def _outcome(future: Future, found: tuple[bytes, str] | None) -> Outcome | None:
-    """Return what became of a case; None if it or its finished result was lost with a worker."""
+def _outcome(future: Future, found: tuple[bytes, str, str] | None) -> Outcome | None:
+    """Return the outcome of a case; None if it or its result was lost with a worker."""
     if found is not None:
         return Outcome(*found)
     error = future.exception() if future.status == "error" else None
-    return None if error is None or isinstance(error, KilledWorker) else Outcome(b"", reason(error))
+    return None if error is None or isinstance(error, KilledWorker) else failed_outcome(error)
 
 
 @contextmanager
 def _one_thread_each() -> Iterator[None]:
-    """Let processes that start meanwhile use one thread each, whatever the user's own setting is."""
+    """Let processes that start meanwhile use one thread each, whatever the user's environment says."""
     before = dict(os.environ)
     os.environ.update(dict.fromkeys(_THREADS, "1"))
     try:
         yield
     finally:
-        os.environ.clear()  # Dask's nannies leave variables of their own here
+        os.environ.clear()  # Dask's nannies leave their own variables here
         os.environ.update(before)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Dask from logging what is reported here, case by case."""
+    """Silence Dask's log, because failures are reported here case by case."""
     noisy = logging.getLogger("distributed")
     level = noisy.level
     noisy.setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""Run a function on every case of a cohort: on all cores or a Dask cluster, restartable, one bad case at a time."""
+"""Run a function on every case of a cohort, on all cores or a Dask cluster; a killed run can be resumed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from dask.system import CPU_COUNT
 from scripts.cohort.attempts import CaseFunction, Outcome, attempt
 from scripts.cohort.engine import local_client, remote_client, run_on_dask
 from scripts.cohort.journal import Case, Journal
-from scripts.progress import progress_bar
+from scripts.common.errors import InputError
+from scripts.common.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -27,29 +28,36 @@ def run_cohort(
     warm_up: Callable[[], object] | None = None,
     desc: str = "cases",
 ) -> dict[str, str]:
-    """Call `function` on each case that the journal does not hold, and keep what it returns there.
+    """Call `function` on each case that the journal does not hold, and store its result there.
 
-    A case that raises, or that kills its process, fails alone. A killed run leaves all but the last second's cases
-    in the journal, and no processes.
+    A case that raises an error or crashes its process does not stop the run. A killed run loses the cases of its last
+    second, and leaves no processes behind.
 
     Args:
-        function: of a case, returns bytes; picklable, and for a scheduler made of this package or of what its
-            workers have installed. The same case must give the same bytes.
-        cases: `{"case": distinct name, "image": path, …}`; workers need the same paths.
-        journal: open.
+        function: takes a case and returns bytes, the same ones for the same case; picklable. Workers of a scheduler
+            get a copy of this package; other code must be installed there.
+        cases: `{"case": distinct name, "image": path, ...}`; workers need the same paths.
+        journal: an open journal.
         scheduler: address of a Dask scheduler, such as `tcp://host:8786`; "" runs on this machine.
-        workers: processes on this machine; -1 takes one per core, 0 runs in this process without Dask, where a case
-            that kills it ends the run.
-        is_finished: says of a case in the journal whether its other results are still there.
-        warm_up: called once before other processes start, such as `scripts.solf.features.compile_features`.
+        workers: processes on this machine; -1 for one per core, 0 to run in this process without Dask, where a crash
+            ends the run.
+        is_finished: returns whether the other results of a case in the journal still exist.
+        warm_up: called once before other processes start, for example to compile code.
         desc: word in front of the progress bar.
 
     Returns:
-        Why cases failed, by name, in the order of `cases`.
+        The reasons of failed cases by name, in the order of `cases`.
 
     Raises:
-        ValueError: names repeat, workers is below -1, the scheduler cannot be reached or was lost, or the journal
-            cannot be written.
+        InputError: a name repeats or is not valid UTF-8, workers is below -1, the scheduler cannot be reached or was
+            lost, or the journal cannot be written.
+
+    >>> import tempfile
+    >>> cases = [{"case": "a", "image": "a.nii.gz"}, {"case": "b", "image": "b.nii.gz"}]
+    >>> with Journal(f"{tempfile.mkdtemp()}/journal.sqlite", settings="") as journal:
+    ...     failures = run_cohort(lambda case: case["image"].encode(), cases, journal=journal, workers=0)
+    ...     list(journal.payloads(cases))
+    [('a', b'a.nii.gz'), ('b', b'b.nii.gz')]
     """
     _check(cases, workers)
     finished = journal.finished(cases)
@@ -60,7 +68,7 @@ def run_cohort(
         def record(case: Case, outcome: Outcome) -> None:
             if outcome.failure:
                 failures[case["case"]] = outcome.failure
-                logger.error("case %s failed: %s", case["case"], outcome.failure)
+                logger.error("case %s failed: %s%s", case["case"], outcome.failure, f"\n{outcome.trace}".rstrip())
             else:
                 journal.put(case, outcome.payload)
             bar.update()
@@ -72,11 +80,14 @@ def run_cohort(
 
 
 def _check(cases: Sequence[Case], workers: int) -> None:
-    name, times = next(iter(Counter(case["case"] for case in cases).most_common(1)), ("", 0))
+    names = Counter(case["case"] for case in cases)
+    name, times = next(iter(names.most_common(1)), ("", 0))
     if times > 1:
-        raise ValueError(f'{times} cases are named "{name}": give each a name of its own.')
+        raise InputError(f'{times} cases are named "{name}": give each a distinct name.')
+    if undecodable := [name for name in names if name.encode(errors="ignore").decode() != name]:
+        raise InputError(f"case {undecodable[0]!r}: its name is not valid UTF-8; rename the file.")
     if workers < -1:
-        raise ValueError(f"--workers {workers}: give -1 for all cores, 0 for none but this process, or their number.")
+        raise InputError(f"workers is {workers}: give a number of processes, -1 for one per core, or 0 for none.")
 
 
 def _run(

@@ -1,7 +1,7 @@
-"""Bring this package to Dask workers that do not have it, or have another version.
+"""Send this package to Dask workers that lack it, or have another version.
 
 What Dask itself has to unpickle, on a scheduler or a worker without this package, is defined inside functions here:
-such classes and functions travel whole, while others travel as a name to import.
+such classes and functions are pickled by value, all others by name.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from distributed import Client, WorkerPlugin
 
 PACKAGE = Path(__file__).absolute().parents[1]
 ROOT = str(PACKAGE.parent)
-_SHIPPED = (".py", ".json", ".nbi", ".nbc")  # the last two: what numba compiled, valid for the same CPU and versions
+_SHIPPED = (".py", ".json", ".nbi", ".nbc")  # the last two: numba's cache, valid for the same CPU and versions
 
 
 def ship_code(client: Client) -> str:
-    """Unpack this package on all workers, those of today and those that join later.
+    """Unpack this package on all workers, also on those that join later.
 
     Args:
         client: of the scheduler.
@@ -59,23 +59,22 @@ def _unpacking(folder: str, archive: bytes) -> WorkerPlugin:
     return Unpack()
 
 
-def worker_task(folder: str, packed: bytes, *, alone: bool) -> Callable[[Mapping[str, str]], tuple[bytes, str]]:
+def worker_task(folder: str, packed: bytes, *, alone: bool) -> Callable[[Mapping[str, str]], tuple[bytes, str, str]]:
     """Return what a worker runs on a case.
 
     Args:
         folder: to import this package from; relative to the worker's own folder.
         packed: the function of a case, as `cloudpickle.dumps` packs it.
-        alone: in a process of its own.
+        alone: in a separate process.
 
     Returns:
         A function of a case that returns the fields of an `Outcome`.
     """
 
-    def run_case(case: Mapping[str, str]) -> tuple[bytes, str]:
+    def run_case(case: Mapping[str, str]) -> tuple[bytes, str, str]:
         import sys
         from pathlib import Path
 
-        import cloudpickle
         from distributed import get_worker
 
         root = str(Path(get_worker().local_directory, folder))
@@ -88,6 +87,6 @@ def worker_task(folder: str, packed: bytes, *, alone: bool) -> Callable[[Mapping
 
         if alone:
             return tuple(attempt_alone(packed, case))
-        return tuple(attempt(cloudpickle.loads(packed), case))
+        return tuple(attempt(packed, case))
 
     return run_case

@@ -1,6 +1,7 @@
-"""Entropy test-time adaptation to one case: snapshot, look, adapt, look again, judge, restore.
+"""Entropy test-time adaptation to one case: copy the network, measure, adapt, measure again, decide, restore.
 
-No graph outlives its window, and of each look only numbers are kept: memory does not grow with the image.
+The graph of a window is freed before the next, and only statistics of predictions are kept, so memory does not grow
+with the image.
 """
 
 from __future__ import annotations
@@ -17,31 +18,31 @@ from monai.utils import convert_to_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from scripts.etta.guard import Crop, Look, logits_of, look_at, verdict
-from scripts.etta.objectives import window_loss
+from scripts.common.errors import InputError
+from scripts.common.ranks import unwrapped
+from scripts.etta.guard import Crop, PredictionStats, logits_of, measure, verdict
 from scripts.etta.settings import ETTASettings
-from scripts.etta.windows import Grid, Window, choose, reference_windows
-from scripts.networks import unwrapped
+from scripts.etta.windows import Window, WindowLayout, choose, reference_windows
 
 NORMALIZATION = (torch.nn.LayerNorm, torch.nn.GroupNorm, _BatchNorm, _InstanceNorm)
-ACCEPTED = "entropy fell"
+ACCEPTED = "entropy dropped"
 NOT_FINITE = "gradient not finite"
-LOSS_SCALE = 2.0**16  # a mean over a million voxels has gradients that half precision would round to zero
+LOSS_SCALE = 2.0**16  # half precision would round the gradients of a mean over a million voxels to zero
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a case.
+    """The outcome of adapting to one case.
 
     Attributes:
-        accepted: whether the adapted network predicts it.
+        accepted: whether the adapted network predicts the case.
         reason: why, or why not.
-        entropy_before: mean voxel entropy by the network as it was, 0 to 1, on the reference windows.
-        entropy_after: by the adapted network.
-        foreground_entropy_before: mean weighted by the probability of foreground, by the network as it was.
-        foreground_entropy_after: by the adapted network.
-        seconds: that looking and adapting took, without the prediction itself.
-        windows: reference windows looked at.
+        entropy_before: mean voxel entropy of the plain network on the reference windows, 0 to 1.
+        entropy_after: the same of the adapted network.
+        foreground_entropy_before: mean weighted by the probability of foreground, of the plain network.
+        foreground_entropy_after: the same of the adapted network.
+        seconds: duration of measuring and adapting, without the prediction itself.
+        windows: number of reference windows.
     """
 
     accepted: bool
@@ -55,7 +56,7 @@ class Outcome:
 
 
 class Snapshot:
-    """What adaptation changes in a network, kept to put it back bit for bit.
+    """A copy of all that adaptation changes in a network, to restore it bit for bit.
 
     Args:
         network: without its wrapper for distributed training.
@@ -72,7 +73,7 @@ class Snapshot:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put values, gradients, flags and modes back."""
+        """Restore values, gradients, flags and modes."""
         for tensor, value in self.values:
             tensor.copy_(value)
         for parameter, requires_grad, grad in self.flags:
@@ -89,18 +90,18 @@ def affine_parameters(network: torch.nn.Module) -> list[torch.nn.Parameter]:
     """List the weights and biases of the normalization layers.
 
     Args:
-        network: any, also wrapped for distributed training.
+        network: any network, also wrapped for distributed training.
 
     Returns:
         The parameters of LayerNorm, InstanceNorm, GroupNorm and BatchNorm layers, each once.
 
     Raises:
-        ValueError: there is none.
+        InputError: there is none.
     """
     layers = [module for module in unwrapped(network).modules() if isinstance(module, NORMALIZATION)]
     found = {id(p): p for layer in layers for p in layer.parameters(recurse=False)}
     if not found:
-        raise ValueError(
+        raise InputError(
             f"{type(unwrapped(network)).__name__} has {len(layers)} normalization layers and none with weights to "
             "adapt: leave test-time adaptation out, or build the network with affine=True."
         )
@@ -108,27 +109,29 @@ def affine_parameters(network: torch.nn.Module) -> list[torch.nn.Parameter]:
 
 
 @contextmanager
-def adapted(network: torch.nn.Module, image: torch.Tensor, grid: Grid, settings: ETTASettings) -> Iterator[Outcome]:
-    """Adapt a network to an image for the length of a block.
+def adapted(
+    network: torch.nn.Module, image: torch.Tensor, layout: WindowLayout, settings: ETTASettings
+) -> Iterator[Outcome]:
+    """Adapt a network to an image within a `with` block.
 
     Args:
-        network: in the mode that it predicts in. In the block it is the adapted one if the guard accepted that, else
-            as it was; after the block it is as it was, bit for bit, whatever was raised.
+        network: in the mode that it predicts in. It is adapted within the block if the guard accepts that, and
+            restored bit for bit after it, whatever was raised.
         image: one case.
-        grid: how the inferer cuts it.
+        layout: how the inferer divides it into windows.
         settings: see `ETTASettings`.
 
     Shape:
         image: (1, C, ...).
 
     Raises:
-        ValueError: the network has nothing to adapt, or its output is no tensor of logits.
+        InputError: the network has nothing to adapt, or its output is not a tensor of logits.
     """
     module = unwrapped(network)
     parameters = affine_parameters(module)
     snapshot = Snapshot(module, parameters)
     try:
-        outcome = _adapt(module, parameters, image, grid, settings)
+        outcome = _adapt(module, parameters, image, layout, settings)
         if not outcome.accepted:
             snapshot.restore()
         yield outcome
@@ -142,17 +145,13 @@ def _adapt(
     network: torch.nn.Module,
     parameters: list[torch.nn.Parameter],
     image: torch.Tensor,
-    grid: Grid,
+    layout: WindowLayout,
     settings: ETTASettings,
 ) -> Outcome:
-    """Look, adapt, look again and judge; see `adapted`."""
+    """Adapt, and compare the predictions before and after; see `adapted`."""
     start = time.perf_counter()
-    device = parameters[0].device
-    image = grid.padded(convert_to_tensor(image))
-    every = settings.windows_per_step is None
-    windows = grid.windows(image.shape[2:]) if every else reference_windows(grid, image)
-    crops = [partial(_crop, image, window, device) for window in windows]
-    before = look_at(network, crops, settings)
+    crops = _reference_crops(image, layout, settings, device=parameters[0].device)
+    before = measure(network, crops, settings)
     network.requires_grad_(False)
     for parameter in parameters:
         parameter.requires_grad_(True)
@@ -170,18 +169,28 @@ def _adapt(
         foreground_entropy_before=before.foreground_entropy,
         foreground_entropy_after=after.foreground_entropy,
         seconds=time.perf_counter() - start,
-        windows=len(windows),
+        windows=len(crops),
     )
 
 
+def _reference_crops(
+    image: torch.Tensor, layout: WindowLayout, settings: ETTASettings, *, device: torch.device
+) -> list[Crop]:
+    """Return functions that crop the windows that predictions are measured on."""
+    image = layout.padded(convert_to_tensor(image))
+    every = settings.windows_per_step is None
+    windows = layout.windows(image.shape[2:]) if every else reference_windows(layout, image)
+    return [partial(_crop, image, window, device) for window in windows]
+
+
 def _crop(image: torch.Tensor, window: Window, device: torch.device) -> torch.Tensor:
-    """Cut a window out; copied, as a tensor that was made in inference mode cannot take part in a graph."""
+    """Copy a window, as a tensor made in inference mode cannot be part of a graph."""
     return image[(..., *window)].to(device, copy=True)
 
 
 @torch.no_grad()
 def _take_statistics(network: torch.nn.Module, crops: Sequence[Crop]) -> None:
-    """Give BatchNorm layers the mean statistics of the case's windows."""
+    """Set the statistics of BatchNorm layers to their means over the windows of the case."""
     layers = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     for layer in layers:
         layer.reset_running_stats()
@@ -197,26 +206,26 @@ def _descend(
     network: torch.nn.Module,
     parameters: list[torch.nn.Parameter],
     crops: Sequence[Crop],
-    before: Look,
+    before: PredictionStats,
     settings: ETTASettings,
-) -> Look | None:
-    """Take the optimizer's steps, go back to the best; return what is seen there, None if a gradient was not finite."""
+) -> PredictionStats | None:
+    """Take all steps and go back to the best; return its statistics, or None if a gradient is not finite."""
     kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[settings.optimizer]
     optimizer = kind(parameters, lr=settings.lr)
     generator = np.random.default_rng(settings.seed)
-    found: list[tuple[Look, list[torch.Tensor]]] = []
+    candidates: list[tuple[PredictionStats, list[torch.Tensor]]] = []
     for step in range(1, settings.steps + 1):
         chosen = range(len(crops))
         if settings.windows_per_step is not None:
             chosen = choose(before.entropy, before.foreground, count=settings.windows_per_step, generator=generator)
-        if not _set_gradients(network, parameters, crops, chosen, before, settings):
+        if not _set_gradients(network, parameters, crops, chosen, settings):
             return None
         optimizer.step()
         torch.clear_autocast_cache()
         if settings.keep == "best" or step == settings.steps:
             values = [parameter.detach().clone() for parameter in parameters]
-            found.append((look_at(network, crops, settings), values))
-    after, values = min(found, key=lambda item: item[0].foreground_entropy)
+            candidates.append((measure(network, crops, settings), values))
+    after, values = min(candidates, key=lambda item: item[0].foreground_entropy)
     with torch.no_grad():
         for parameter, value in zip(parameters, values, strict=True):
             parameter.copy_(value)
@@ -229,13 +238,12 @@ def _set_gradients(
     parameters: list[torch.nn.Parameter],
     crops: Sequence[Crop],
     chosen: Sequence[int],
-    before: Look,
     settings: ETTASettings,
 ) -> bool:
-    """Give parameters the mean gradient over the chosen windows; return whether all of it is finite."""
+    """Set the gradients to their mean over the chosen windows; return whether all are finite."""
     gradients = [torch.zeros_like(parameter) for parameter in parameters]
     for index in chosen:
-        _accumulate(gradients, network, parameters, crops[index](), before.marginals[index], settings)
+        _accumulate(gradients, network, parameters, crops[index](), settings)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient / (LOSS_SCALE * len(chosen))
     return all(bool(gradient.isfinite().all()) for gradient in gradients)
@@ -246,17 +254,10 @@ def _accumulate(
     network: torch.nn.Module,
     parameters: list[torch.nn.Parameter],
     crop: torch.Tensor,
-    before: torch.Tensor,
     settings: ETTASettings,
 ) -> None:
-    """Add one window's scaled gradients; its graph ends here."""
-    loss = window_loss(
-        logits_of(network, crop),
-        before,
-        objective=settings.objective,
-        activation=settings.activation,
-        hold=settings.hold,
-    )
+    """Add the scaled gradients of one window, whose graph is freed here."""
+    loss = settings.objective(logits_of(network, crop), activation=settings.activation)
     # Not backward(): that would call the hooks of distributed training.
     found = torch.autograd.grad(loss * LOSS_SCALE, parameters, allow_unused=True)
     for total, gradient in zip(gradients, found, strict=True):

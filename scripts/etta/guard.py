@@ -1,4 +1,4 @@
-"""What a network predicts on the reference windows, in numbers, and whether an adaptation may be used."""
+"""Statistics of a prediction on the reference windows, and the guard that accepts or refuses an adaptation."""
 
 from __future__ import annotations
 
@@ -8,28 +8,27 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from scripts.etta.objectives import class_counts, foreground_weight, marginal, voxel_entropy
+from scripts.common.errors import InputError
+from scripts.etta.objectives import class_counts, foreground_weight, voxel_entropy
 from scripts.etta.settings import ETTASettings
 
 Crop = Callable[[], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Look:
-    """What a network predicts on the reference windows, in numbers; each list has one item a window.
+class PredictionStats:
+    """Statistics of a prediction on the reference windows; each list has one item per window.
 
     Attributes:
         entropy: mean voxel entropy.
         weighted: sum of entropies weighted by the probability of foreground, and sum of the weights.
-        foreground: predicted share of foreground; where channels overlap, that of the largest.
-        marginals: mean probabilities (C,).
-        counts: voxels of each class (C,).
+        foreground: predicted share of foreground, 0 to 1; if channels overlap, that of the largest.
+        counts: number of voxels of each class, (C,).
     """
 
     entropy: list[float] = field(default_factory=list)
     weighted: list[tuple[float, float]] = field(default_factory=list)
     foreground: list[float] = field(default_factory=list)
-    marginals: list[torch.Tensor] = field(default_factory=list)
     counts: list[torch.Tensor] = field(default_factory=list)
 
     @property
@@ -45,60 +44,69 @@ class Look:
 
     @property
     def volumes(self) -> torch.Tensor:
-        """Voxels of each class over all windows, (C,)."""
+        """Number of voxels of each class over all windows, (C,)."""
         return torch.stack(self.counts).sum(dim=0)
 
 
 @torch.no_grad()
-def look_at(network: torch.nn.Module, crops: Sequence[Crop], settings: ETTASettings) -> Look:
-    """Predict each window and keep the numbers."""
-    look = Look()
+def measure(network: torch.nn.Module, crops: Sequence[Crop], settings: ETTASettings) -> PredictionStats:
+    """Predict each window and compute its statistics.
+
+    Args:
+        network: in the mode that it predicts in.
+        crops: functions that return the windows, (1, C, ...) each.
+        settings: its `activation`.
+    """
+    stats = PredictionStats()
     for crop in crops:
         logits = logits_of(network, crop())
         counts = class_counts(logits, activation=settings.activation)
         foreground = counts.max() if settings.activation == "sigmoid" else counts[1:].sum()
         entropy = voxel_entropy(logits, activation=settings.activation)
         weight = foreground_weight(logits, activation=settings.activation)
-        look.entropy.append(float(entropy.mean()))
-        look.weighted.append((float((weight * entropy).sum()), float(weight.sum())))
-        look.foreground.append(float(foreground) / logits[:, 0].numel())
-        look.marginals.append(marginal(logits, activation=settings.activation))
-        look.counts.append(counts)
-    return look
+        stats.entropy.append(float(entropy.mean()))
+        stats.weighted.append((float((weight * entropy).sum()), float(weight.sum())))
+        stats.foreground.append(float(foreground) / logits[:, 0].numel())
+        stats.counts.append(counts)
+    return stats
 
 
 def logits_of(network: torch.nn.Module, crop: torch.Tensor) -> torch.Tensor:
-    """Run the network on a window and take its logits; of many outputs the first.
+    """Run the network on a window and return its logits, the first of several outputs.
 
     Raises:
-        ValueError: there are none.
+        InputError: the output is not a tensor of logits.
     """
     output = network(crop)
     logits = output[0] if isinstance(output, (tuple, list)) else output
     if not isinstance(logits, torch.Tensor) or logits.ndim < 3:
-        raise ValueError(
+        raise InputError(
             f"{type(network).__name__} returns {type(logits).__name__}, not logits (B, C, ...): test-time adaptation "
-            "works with networks that return a tensor, or several of which the first is the prediction."
+            "needs a network that returns the logits, alone or as the first of several outputs."
         )
     return logits
 
 
-def verdict(before: Look, after: Look, settings: ETTASettings) -> str:
-    """Say why an adaptation is refused; "" if it is not.
+def verdict(before: PredictionStats, after: PredictionStats, settings: ETTASettings) -> str:
+    """Decide whether an adaptation may be used.
 
     Args:
-        before: look of the network as it was.
-        after: look of the adapted one, at the same windows.
-        settings: its `min_fall`, `volume_band` and `min_voxels`.
+        before: statistics of the plain network.
+        after: statistics of the adapted one on the same windows.
+        settings: its `min_entropy_drop`, `volume_band` and `min_voxels`.
+
+    Returns:
+        The reason why not; "" if it may.
     """
     if not after.mean_entropy < before.mean_entropy:
-        return "entropy did not fall"
-    fall = 1 - after.foreground_entropy / max(before.foreground_entropy, np.finfo(float).tiny)
-    if not fall >= settings.min_fall:
-        return f"entropy of the foreground fell by {fall:.1%} only"
+        return "entropy did not drop"
+    drop = 1 - after.foreground_entropy / max(before.foreground_entropy, np.finfo(float).tiny)
+    if not drop >= settings.min_entropy_drop:
+        return f"foreground entropy dropped by {drop:.1%}, need {settings.min_entropy_drop:.1%}"
     low, high = settings.volume_band
-    ratios = (after.volumes + settings.min_voxels) / (before.volumes + settings.min_voxels)
+    adapted, plain = after.volumes + settings.min_voxels, before.volumes + settings.min_voxels
+    ratios = torch.where(adapted == plain, 1.0, adapted / plain)
     worst = int(ratios.log().abs().argmax())
     if not (low <= float(ratios.min()) and float(ratios.max()) <= high):
-        return f"volume of class {worst} would change {float(ratios[worst]):.2f}-fold"
+        return f"volume of class {worst} changed by a factor of {float(ratios[worst]):.2f}"
     return ""

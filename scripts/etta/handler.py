@@ -1,36 +1,33 @@
-"""Entropy test-time adaptation (ETTA): a handler for evaluators, an inferer for programs that call only that.
-
-Both adapt the normalization layers of any network to each case, use the result only where a guard accepts it, and
-leave the network as it was. `scripts.etta.core` does the work, `ETTASettings` says how.
-"""
+"""Entropy test-time adaptation as a handler of evaluators."""
 
 from __future__ import annotations
 
 import logging
-import resource
+import sys
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from ignite.engine import Engine, Events
-from monai.inferers import Inferer
 
-from scripts.cases import (
+from scripts.common.files import write_table
+from scripts.common.ranks import is_rank0
+from scripts.etta.core import Outcome, affine_parameters
+from scripts.etta.inferer import ETTAInferer
+from scripts.etta.settings import ETTASettings
+from scripts.inference.case_handler import (
     CaseHandler,
-    Collected,
+    CaseRecords,
     case_name,
     decollated,
     gather_cases,
-    is_rank0,
-    remember,
+    record_case,
     source_path,
-    write_table,
 )
-from scripts.etta.core import Outcome, adapted, affine_parameters
-from scripts.etta.settings import ETTASettings
-from scripts.etta.windows import Grid
 
 COLUMNS = ["case", "accepted", "reason", "entropy_before", "entropy_after", "foreground_entropy_before"]
 COLUMNS += ["foreground_entropy_after", "seconds", "peak_memory_mb", "windows"]
@@ -38,82 +35,35 @@ MEANS = ("accepted", "entropy_before", "entropy_after", "seconds")
 logger = logging.getLogger(__name__)
 
 
-class ETTAInferer(Inferer):
-    """Adapt the network to each image before the wrapped inferer predicts it.
-
-    Args:
-        inferer: any sliding-window inferer of MONAI; its windows are those adapted to. Another inferer's image is
-            one window.
-        settings: see `ETTASettings`; its defaults where None.
-
-    Attributes:
-        outcomes: of the images of the last call.
-    """
-
-    def __init__(self, inferer: Inferer, settings: ETTASettings | None = None) -> None:
-        super().__init__()
-        self.inferer = inferer
-        self.settings = settings or ETTASettings()
-        self.outcomes: list[Outcome] = []
-
-    def __call__(self, inputs: torch.Tensor, network: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Predict, each image of a batch by the network adapted to it alone.
-
-        Args:
-            inputs: images.
-            network: a module with affine normalization layers, in the mode that it predicts in.
-            args: handed to the wrapped inferer.
-            kwargs: handed to the wrapped inferer.
-
-        Shape:
-            inputs: (B, C, ...); the result is what the wrapped inferer returns.
-
-        Raises:
-            ValueError: the network is no module, has nothing to adapt or takes more than an image.
-        """
-        self.outcomes = []
-        if self.settings.steps == 0:
-            self.outcomes = [Outcome(accepted=False, reason="steps is 0")] * len(inputs)
-            return self.inferer(inputs, network, *args, **kwargs)
-        if not isinstance(network, torch.nn.Module):
-            raise ValueError(f"the network is {type(network).__name__}: pass the torch.nn.Module that is to adapt.")
-        if args or "condition" in kwargs:
-            raise ValueError("the network takes more than an image: leave test-time adaptation out.")
-        predictions = [self._predict(image, network, **kwargs) for image in inputs.split(1)]
-        return predictions[0] if len(predictions) == 1 else torch.cat(predictions)
-
-    def _predict(self, image: torch.Tensor, network: torch.nn.Module, **kwargs: Any) -> torch.Tensor:
-        """Predict one image (1, C, ...)."""
-        grid = Grid.of(self.inferer, image.shape[2:])
-        with adapted(network, image, grid, self.settings) as outcome:
-            self.outcomes.append(outcome)
-            return self.inferer(image, network, **kwargs)
-
-
 class ETTAHandler(CaseHandler):
-    """Adapt the network of an evaluator to each case, and write down what came of it.
+    """Adapt the network of an evaluator to each case, and write the outcomes to a table.
 
-    From ITERATION_STARTED to ITERATION_COMPLETED or an exception the evaluator's inferer is an `ETTAInferer` around
-    its own. `engine.state.metrics` gets, after each case, its own `etta_accepted` (1 or 0), `etta_entropy_before`,
-    `etta_entropy_after` and `etta_seconds`, and after the epoch their means over the cases of all ranks. Rank 0
-    rewrites `etta.csv` after each of its cases and adds those of the other ranks at the end.
+    During an iteration, an `ETTAInferer` around the evaluator's inferer takes its place. After each case,
+    `engine.state.metrics` holds its `etta_accepted` (1 or 0), `etta_entropy_before`, `etta_entropy_after` and
+    `etta_seconds`; after the epoch their means over the cases of all ranks. Rank 0 rewrites `etta.csv` after each of
+    its cases and adds those of the other ranks at the end. A failed case has no row.
 
     Args:
-        settings: see `ETTASettings`; its defaults where None.
+        settings: see `ETTASettings`; None for its defaults. They do not apply to an evaluator whose own inferer is an
+            `ETTAInferer`.
         output_dir: folder of `etta.csv`; None for no table.
+
+    Raises:
+        InputError: when the run starts, if the network has nothing to adapt.
     """
 
     def __init__(self, settings: ETTASettings | None = None, *, output_dir: str | Path | None = None) -> None:
         super().__init__()
         self.settings = settings or ETTASettings()
         self.path = None if output_dir is None else Path(output_dir) / "etta.csv"
-        self._inferer: ETTAInferer | None = None
+        self._outcomes: list[Outcome] = []
 
     def attach(self, engine: Engine) -> None:
         """Attach to a MONAI evaluator with `decollate=True`."""
         engine.add_event_handler(Events.STARTED, self._check)
-        engine.add_event_handler(Events.ITERATION_STARTED, self._begin)
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self._abort)
+        # Not by events, as none follows each failure: of the handlers of EXCEPTION_RAISED, Ignite (0.5.5) skips those
+        # after the first that raises, and all after Ctrl-C.
+        engine._process_function = partial(self._iterate, engine._process_function)
         super().attach(engine)
 
     def _check(self, engine: Engine) -> None:
@@ -121,32 +71,30 @@ class ETTAHandler(CaseHandler):
         if self.settings.steps:
             affine_parameters(engine.network)
 
-    def _begin(self, engine: Engine) -> None:
-        """Put the adapting inferer in the place of the evaluator's own."""
-        if not isinstance(engine.inferer, ETTAInferer):
-            self._inferer = engine.inferer = ETTAInferer(engine.inferer, self.settings)
+    def _iterate(self, iteration: Callable[[Engine, Any], Any], engine: Engine, batch: Any) -> Any:
+        """Run one iteration with an adapting inferer in place of the evaluator's own."""
         if is_cuda(engine.state.device):
             torch.cuda.reset_peak_memory_stats(engine.state.device)
-
-    def _end(self, engine: Engine) -> list[Outcome]:
-        """Put the evaluator's own inferer back and return what became of the cases."""
-        adapting, self._inferer = self._inferer, None
-        if adapting is None:
-            return []
-        engine.inferer = adapting.inferer
-        return adapting.outcomes
+        own = engine.inferer
+        adapting = own if isinstance(own, ETTAInferer) else ETTAInferer(own, self.settings)
+        engine.inferer = adapting
+        try:
+            return iteration(engine, batch)
+        finally:
+            engine.inferer = own
+            self._outcomes = adapting.outcomes
 
     def __call__(self, engine: Engine) -> None:
-        """Note the cases of one iteration; a failed one has no row."""
-        outcomes = self._end(engine)
-        for (item, _), outcome in zip(decollated(engine), outcomes, strict=False):
+        """Record the cases of one iteration."""
+        # Not strict: of a failed case there may be an outcome, but no item.
+        for (item, _), outcome in zip(decollated(engine), self._outcomes, strict=False):
             case = case_name(item)
             row = {**asdict(outcome), "peak_memory_mb": peak_memory_mb(engine.state.device)}
-            remember(self._cases, case, source=source_path(item), value=row)
+            record_case(self._cases, case, source=source_path(item), value=row)
             logger.info(
                 "%s: %s (%s), entropy %.4f -> %.4f, %.1f s",
                 case,
-                "adapted" if outcome.accepted else "plain",
+                "adapted" if outcome.accepted else "not adapted",
                 outcome.reason,
                 outcome.entropy_before,
                 outcome.entropy_after,
@@ -155,11 +103,6 @@ class ETTAHandler(CaseHandler):
             engine.state.metrics.update({f"etta_{name}": float(row[name]) for name in MEANS})
             if is_rank0():
                 self._write(self._cases)
-
-    def _abort(self, engine: Engine, error: BaseException) -> None:
-        """Put the evaluator's own inferer back and let the error pass."""
-        self._end(engine)
-        raise error
 
     def _finish(self, engine: Engine) -> None:
         """Add the cases of the other ranks and set the means."""
@@ -170,7 +113,7 @@ class ETTAHandler(CaseHandler):
             table = pd.DataFrame([row for _, row in cases.values()])
             engine.state.metrics.update({f"etta_{name}": float(table[name].mean()) for name in MEANS})
 
-    def _write(self, cases: Collected) -> None:
+    def _write(self, cases: CaseRecords) -> None:
         """Write the whole table under a temporary name, then rename it."""
         if self.path is None:
             return
@@ -179,12 +122,21 @@ class ETTAHandler(CaseHandler):
 
 
 def is_cuda(device: torch.device | None) -> bool:
-    """Tell whether an evaluator runs on a GPU, which it need not do on a machine that has one."""
+    """Return whether an evaluator runs on a GPU; on a machine with a GPU it may still run on the CPU."""
     return device is not None and torch.device(device).type == "cuda"
 
 
 def peak_memory_mb(device: torch.device | None) -> float:
-    """Return the peak memory of a case on a GPU since it began, or of the process so far on the CPU, in MB."""
+    """Return the peak memory in MiB: on a GPU since the case began, on the CPU of the whole process so far.
+
+    Returns:
+        NaN on Windows, which lacks the module `resource`.
+    """
     if is_cuda(device):
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    try:
+        import resource
+    except ImportError:
+        return float("nan")
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

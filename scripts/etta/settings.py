@@ -1,25 +1,25 @@
-"""What a user sets of entropy test-time adaptation."""
+"""Settings of entropy test-time adaptation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from scripts.etta.objectives import Activation, Objective
+import torch
+
+from scripts.common.errors import InputError
+from scripts.common.flags import parse_flag
+from scripts.etta.objectives import Activation, mean_entropy
 
 Keep = Literal["best", "last"]
 Optimizer = Literal["adam", "sgd"]
 Statistics = Literal["trained", "case"]
+Objective = Callable[..., torch.Tensor]
 
-CHOICES = {
-    "optimizer": Optimizer,
-    "keep": Keep,
-    "objective": Objective,
-    "activation": Activation,
-    "batch_statistics": Statistics,
-}
-LEAST = {"steps": 0, "lr": 0, "hold": 0, "min_fall": 0, "windows_per_step": 1, "min_voxels": 0, "seed": 0}
+CHOICES = {"optimizer": Optimizer, "keep": Keep, "activation": Activation, "batch_statistics": Statistics}
+_DEFAULT = "scripts.etta.objectives.mean_entropy"
+MINIMA = {"steps": 0, "lr": 0, "min_entropy_drop": 0, "windows_per_step": 1, "min_voxels": 0, "seed": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,49 +27,55 @@ class ETTASettings:
     """How a network adapts to a case, and when the result is used.
 
     Args:
-        steps: of the optimizer; 0: the plain prediction, bit for bit.
+        steps: number of optimizer steps; 0 gives the plain prediction, bit for bit.
         lr: learning rate.
-        keep: which step counts: the one after which the foreground's entropy was lowest, or the last.
-        optimizer: made anew for each case.
-        objective: see `scripts.etta.objectives.window_loss`.
-        hold: weight of the term that holds each window's class marginal to that of the unadapted network; from the
-            second step on, as they are equal before the first.
-        windows_per_step: windows whose gradients are averaged; None: all windows of the inferer, as the paper has it.
-        activation: softmax for classes of which a voxel has one, sigmoid for channels that overlap.
-        batch_statistics: of BatchNorm layers: as trained, or those of the case, as the paper's text has it.
-        min_fall: of the foreground's entropy, as a share of what it was; below it, the plain network predicts.
-        volume_band: least and greatest ratio of a class's adapted volume to its plain one.
-        min_voxels: added to both volumes before they are compared, so that a few voxels decide nothing.
-        guard: False accepts every adaptation; for measuring what the guard is worth.
+        keep: which step is used: the one with the lowest foreground entropy, or the last.
+        optimizer: a new one for each case.
+        objective: the loss of a window, a function of `logits` (1, C, ...) and `activation`; the mean entropy is the
+            paper's. Others, which were not better, are in `benchmarks/etta/objectives.py`.
+        windows_per_step: number of windows whose gradients are averaged; None takes all windows of the inferer, as in
+            the paper.
+        activation: softmax for exclusive classes, sigmoid for channels that overlap.
+        batch_statistics: of BatchNorm layers: as trained, or those of the case, as in the paper's text.
+        min_entropy_drop: smallest relative drop of the foreground's entropy; below it, the plain network predicts.
+        volume_band: smallest and largest ratio of the volume of a class after adaptation to that before.
+        min_voxels: added to both volumes before they are compared, so that a few voxels do not matter.
+        guard: False accepts every adaptation, to measure the effect of the guard; also "true" or "false".
         seed: of the choice of windows, the same for each case.
 
     Raises:
-        ValueError: a value is out of range.
+        InputError: a value is out of range.
+
+    >>> ETTASettings(steps=3).lr
+    0.05
     """
 
     steps: int = 2
     lr: float = 0.05
     keep: Keep = "best"
     optimizer: Optimizer = "adam"
-    objective: Objective = "entropy"
-    hold: float = 0.0
+    objective: Objective = mean_entropy
     windows_per_step: int | None = 3
     activation: Activation = "softmax"
     batch_statistics: Statistics = "trained"
-    min_fall: float = 0.03
+    min_entropy_drop: float = 0.03
     volume_band: Sequence[float] = (0.25, 4.0)
     min_voxels: int = 100
     guard: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "guard", parse_flag(self.guard, "guard"))
         for name, kinds in CHOICES.items():
             if getattr(self, name) not in get_args(kinds):
-                raise ValueError(f"{name} is {getattr(self, name)!r}: give one of {', '.join(get_args(kinds))}.")
-        for name, least in LEAST.items():
+                raise InputError(f"{name} is {getattr(self, name)!r}: give one of {', '.join(get_args(kinds))}.")
+        if not callable(self.objective):
+            raise InputError(f"objective is {self.objective!r}: give a function of logits, such as {_DEFAULT}.")
+        for name, minimum in MINIMA.items():
             value = getattr(self, name)
-            if not (name == "windows_per_step" and value is None) and not value >= least:
-                raise ValueError(f"{name} is {value!r}: give {least} or more.")
+            is_number = isinstance(value, int | float)  # a setting from the command line may be text
+            if not (name == "windows_per_step" and value is None) and not (is_number and value >= minimum):
+                raise InputError(f"{name} is {value!r}: give {minimum} or more.")
         low, high = self.volume_band
         if not 0 <= low <= 1 <= high:
-            raise ValueError(f"volume_band is {list(self.volume_band)}: give two ratios, one below 1 and one above.")
+            raise InputError(f"volume_band is {list(self.volume_band)}: give two ratios, one below 1 and one above.")

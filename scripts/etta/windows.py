@@ -12,18 +12,22 @@ from monai.data.utils import dense_patch_slices
 from monai.utils import ensure_tuple_rep, fall_back_tuple
 from torch.nn.functional import pad
 
+from scripts.common.errors import InputError
+
 Window = tuple[slice, ...]
 
-# Of the windows of the plain pass: three looks at them, besides the pass itself, keep the case below twice its time.
+# Of the inferer's windows. The default of 2 steps predicts them three times besides the prediction itself; a fifth
+# keeps the time of a case below twice that of the plain network.
 REFERENCE_SHARE = 0.2
+MIN_REFERENCE_WINDOWS = 4
 
 
 @dataclass(frozen=True)
-class Grid:
-    """How an inferer cuts an image.
+class WindowLayout:
+    """How an inferer divides an image into windows.
 
     Attributes:
-        roi_size: voxels of a window along each axis; where not positive, the image's.
+        roi_size: voxels of a window along each axis.
         overlap: share of a window that its neighbour covers too, along each axis.
         padding_mode: of an image smaller than a window, as in `torch.nn.functional.pad`.
         cval: value of constant padding.
@@ -35,18 +39,18 @@ class Grid:
     cval: float = 0.0
 
     @classmethod
-    def of(cls, inferer: Any, spatial_size: Sequence[int]) -> Grid:
-        """Read the grid from a sliding-window inferer; any other sees the image as one window.
+    def of(cls, inferer: Any, spatial_size: Sequence[int]) -> WindowLayout:
+        """Read the layout of a sliding-window inferer; for any other inferer the image is one window.
 
         Args:
-            inferer: a MONAI inferer.
+            inferer: a MONAI inferer; where its `roi_size` is not positive, the image's size counts.
             spatial_size: of the image, in voxels.
 
         Raises:
-            ValueError: the inferer passes coordinates to the network, which windows taken alone do not have.
+            InputError: the inferer passes coordinates to the network, which single windows do not have.
         """
         if getattr(inferer, "with_coord", False):
-            raise ValueError("the inferer has with_coord=True: set it to False, or leave test-time adaptation out.")
+            raise InputError("the inferer has with_coord=True: set it to False, or leave test-time adaptation out.")
         n = len(spatial_size)
         roi_size = fall_back_tuple(getattr(inferer, "roi_size", -1), spatial_size)
         overlap = ensure_tuple_rep(getattr(inferer, "overlap", 0.0), n)
@@ -57,7 +61,7 @@ class Grid:
         """Pad an image that is smaller than a window, half on each side, as the inferer does.
 
         Shape:
-            (1, C, ...) stays, with at least `roi_size` voxels along each axis.
+            (1, C, ...) keeps its channels and gets at least `roi_size` voxels along each axis.
         """
         lacking = [max(0, r - s) for r, s in zip(self.roi_size, image.shape[2:], strict=True)]
         if not any(lacking):
@@ -71,10 +75,11 @@ class Grid:
 
         Args:
             spatial_size: of the padded image, in voxels.
-            overlapping: as the inferer takes them; False: side by side, each voxel once but at the far ends.
+            overlapping: as the inferer's; False: side by side, so that each voxel is in one window, but for those in
+                the last windows, which end at the border.
         """
         overlap = self.overlap if overlapping else (0.0,) * len(self.overlap)
-        # As monai.inferers.utils: a window that spans its axis is not moved along it.
+        # As in monai.inferers.utils: a window that spans its axis is not moved along it.
         step = [
             r if r == s else max(1, int(r * (1 - o)))
             for r, s, o in zip(self.roi_size, spatial_size, overlap, strict=True)
@@ -82,42 +87,42 @@ class Grid:
         return list(dense_patch_slices(spatial_size, self.roi_size, step))
 
 
-def reference_windows(grid: Grid, image: torch.Tensor) -> list[Window]:
-    """Choose the windows that stand for the whole image before and after adaptation.
+def reference_windows(layout: WindowLayout, image: torch.Tensor) -> list[Window]:
+    """Choose the windows that represent the image before and after adaptation.
 
-    They lie side by side. Where that are more than a fifth of the inferer's own windows, those with the least
-    variation of intensity, which is air and fat, are left out.
+    They lie side by side. If these are more than a fifth of the inferer's windows, those with the lowest standard
+    deviation of intensity, such as air and fat, are left out.
 
     Args:
-        grid: how the inferer cuts.
+        layout: how the inferer divides the image.
         image: padded, (1, C, ...).
 
     Returns:
         At least one window.
     """
     size = image.shape[2:]
-    beside = grid.windows(size, overlapping=False)
-    most = max(4, int(REFERENCE_SHARE * len(grid.windows(size))))
-    if len(beside) <= most:
+    beside = layout.windows(size, overlapping=False)
+    n = max(MIN_REFERENCE_WINDOWS, int(REFERENCE_SHARE * len(layout.windows(size))))
+    if len(beside) <= n:
         return beside
-    spread = np.array([float(image[(..., *window)].float().std()) for window in beside])
-    kept = np.sort(np.argsort(-spread, kind="stable")[:most])
+    deviation = np.array([float(image[(..., *window)].float().std()) for window in beside])
+    kept = np.sort(np.argsort(-deviation, kind="stable")[:n])
     return [beside[index] for index in kept]
 
 
 def choose(
     entropy: Sequence[float], foreground: Sequence[float], *, count: int, generator: np.random.Generator
 ) -> list[int]:
-    """Draw the windows of one step: those with foreground first, one from each stratum of uncertainty.
+    """Draw the windows of one step: one from each stratum of uncertainty, windows with foreground first.
 
     Args:
         entropy: mean entropy of each window.
         foreground: predicted share of foreground of each window, 0 to 1.
-        count: windows wanted.
-        generator: the only source of chance.
+        count: number of windows wanted.
+        generator: source of randomness.
 
     Returns:
-        At most `count` distinct indices; the first is from the most uncertain windows.
+        At most `count` distinct indices; the first is one of the most uncertain windows.
     """
     order = sorted(range(len(entropy)), key=lambda i: (foreground[i] <= 0, -entropy[i], i))
     n_foreground = sum(share > 0 for share in foreground)

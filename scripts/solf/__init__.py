@@ -1,1 +1,0 @@
-"""The filter of organ labels by shape: features, thresholds and decisions."""

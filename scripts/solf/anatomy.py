@@ -1,4 +1,4 @@
-"""What a label's shape does not say: its other side, and where in the body it lies."""
+"""Features beyond shape: left-right asymmetry and the position of an organ in the body."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from scripts.labels import partners
+from scripts.common.organs import contralateral_labels
 
 
 def with_anatomy(shapes: pd.DataFrame, organs: Mapping[int, str]) -> pd.DataFrame:
@@ -15,19 +15,19 @@ def with_anatomy(shapes: pd.DataFrame, organs: Mapping[int, str]) -> pd.DataFram
 
     Args:
         shapes: the table of `scripts.solf.features.label_shape_features`.
-        organs: label id to name; partners differ in `left` and `right`.
+        organs: label id to name; the names of contralateral organs differ in `left` and `right`.
 
     Returns:
-        The table with `asymmetry`, the logarithm of the organ's volume over that of its partner on the other side
-        (NaN without a partner), and `offset_x`, `offset_y` and `offset_z`, from the body's centroid to the organ's
-        along the patient's axes, in units of the cube root of the body's volume. The body is all labels.
+        The table with `asymmetry`, the logarithm of the organ's volume over that of the contralateral organ (NaN
+        without one), and `offset_x`, `offset_y` and `offset_z`, from the body's centroid to the organ's along the
+        patient's axes, in units of the cube root of the body's volume. The body is the union of all labels.
 
     Source:
-        Ours: UKBOB (arXiv 2504.06908) judges by shape alone, which sees neither swapped nor displaced organs.
+        Ours: UKBOB (arXiv 2504.06908) uses shape alone, which shows neither swapped nor displaced organs.
     """
     volumes = shapes.set_index("label")["volume_mm3"]
-    partner_mm3 = shapes["label"].map(partners(organs)).map(volumes)
-    asymmetry = np.log(shapes["volume_mm3"] / partner_mm3.astype(float))
+    contralateral_mm3 = shapes["label"].map(contralateral_labels(organs)).map(volumes)
+    asymmetry = np.log(shapes["volume_mm3"] / contralateral_mm3.astype(float))
     centroids_mm = shapes[[f"centroid_{axis}_mm" for axis in "xyz"]].to_numpy()
     voxels = shapes["voxel_count"].to_numpy()[:, None]
     body_mm = (centroids_mm * voxels).sum(axis=0) / max(voxels.sum(), 1)

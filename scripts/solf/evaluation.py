@@ -1,4 +1,4 @@
-"""How good the filter is: against labels drawn by hand, and against a list of known errors."""
+"""Evaluation of the filter against manual labels and against a list of known errors."""
 
 from __future__ import annotations
 
@@ -11,38 +11,39 @@ import numpy as np
 import pandas as pd
 from ignite.engine import Engine
 
-from scripts.cases import (
+from scripts.common.errors import InputError
+from scripts.common.files import write_table
+from scripts.common.grids import check_same_grid
+from scripts.common.names import stem
+from scripts.common.organs import IDS_OF_NAMES
+from scripts.common.ranks import is_rank0
+from scripts.data.inputs import list_cases
+from scripts.inference.case_handler import (
     CaseHandler,
     case_name,
-    check_same_grid,
     decollated,
     gather_cases,
-    is_rank0,
     label_array,
-    remember,
+    record_case,
     source_path,
-    write_table,
 )
-from scripts.inputs import list_cases
-from scripts.labels import IDS_OF_NAMES
-from scripts.names import stem
 from scripts.solf.filter import LabelFilter
 
 logger = logging.getLogger(__name__)
 
 
 def paired_cases(source: str | Path, reference: str | Path = "") -> list[dict[str, str]]:
-    """List label maps with the manual ones of the same names.
+    """List label maps with the manual label maps of the same names.
 
     Args:
-        source: what `scripts.inputs.list_cases` takes.
-        reference: folder of the manual label maps; "" for those that a datalist names as `label`, or for none.
+        source: what `scripts.data.inputs.list_cases` takes.
+        reference: folder of the manual label maps; "" if a datalist names them as `label`, or if there are none.
 
     Returns:
-        The cases, with `label` where there is a manual map. A folder must have one for at least one case.
+        The cases, with `label` if there is a manual map; with `reference` only those that have one.
 
     Raises:
-        ValueError: `source` or `reference` hold nothing, or no names in common.
+        InputError: `source` or `reference` holds no label map, or they have no names in common.
     """
     cases = list_cases(source)
     if not reference:
@@ -50,29 +51,29 @@ def paired_cases(source: str | Path, reference: str | Path = "") -> list[dict[st
     manual = {stem(case["image"]): case["image"] for case in list_cases(reference)}
     paired = [{**case, "label": manual[stem(case["image"])]} for case in cases if stem(case["image"]) in manual]
     if not paired:
-        raise ValueError(f"{reference}: holds no label map named as one of {source}: give files the same names.")
+        raise InputError(f"{reference}: has no label map with the name of one in {source}; give files the same names.")
     return paired
 
 
 class FilterScores(CaseHandler):
-    """Score the decisions of a filter as an evaluator runs it.
+    """Score the decisions of a filter that an evaluator runs.
 
-    After each epoch rank 0 writes `scores.csv`, a row per case and label with the decision, its Dice with the manual
+    After each epoch rank 0 writes `scores.csv`, a row per case and label with its decision, its Dice with the manual
     label, if there is one, and whether it is a known error; `summary.csv`, a row per organ; and, given known errors,
-    `errors.csv`, precision, recall and F1 of all and recall per kind. The engine's metrics get `dice_raw`, the mean
-    over labels before the filter, `dice_kept`, over those that it keeps, as the paper counts, `dice_background`, where
-    rejected ones count 0, and `precision`, `recall` and `f1`.
+    `errors.csv`, precision, recall and F1 of all errors and recall of each kind. The engine's metrics get `dice_raw`,
+    the mean over all labels, `dice_kept`, over the labels that the filter keeps, as in the paper, `dice_background`,
+    with rejected labels counted as 0, and `precision`, `recall` and `f1`.
 
     Args:
         output_dir: folder of the tables.
         network: the filter, with its thresholds loaded when the engine runs.
         known_errors: CSV with `case`, and `label` (id) or `organ` (name), perhaps `kind`, of the labels that should be
             rejected; "" for none.
-        image_key: the label map as it was given, (1, X, Y, Z).
+        image_key: the label map before the filter, (1, X, Y, Z).
         label_key: the manual label map on the same grid, if the case has one.
 
     Raises:
-        ValueError: the list of errors lacks a column or names an unknown organ, or a manual map has another grid.
+        InputError: the list of errors lacks a column or names an unknown organ, or a manual map has another grid.
     """
 
     def __init__(
@@ -95,10 +96,10 @@ class FilterScores(CaseHandler):
             case = case_name(item)
             decisions = self.network.decide(item["features"].cpu().numpy())
             rows = decisions.assign(case=case, dice=decisions["label"].map(self._dice(item, case)))
-            remember(self._cases, case, source=source_path(item, key=self.image_key), value=rows)
+            record_case(self._cases, case, source=source_path(item, key=self.image_key), value=rows)
 
     def _dice(self, item: Mapping[str, Any], case: str) -> dict[int, float]:
-        """Return the Dice of the labels with the manual ones; nothing where there are none."""
+        """Return the Dice of each label with the manual one; empty without a manual label map."""
         if self.label_key not in item:
             return {}
         raw, manual = (label_array(item, key, case=case) for key in (self.image_key, self.label_key))
@@ -106,7 +107,7 @@ class FilterScores(CaseHandler):
         return label_dice(raw.array, manual.array)
 
     def _finish(self, engine: Engine) -> None:
-        """Bring the decisions of all ranks together, write them and set the metrics."""
+        """Gather the decisions of all ranks, write the tables and set the metrics."""
         tables = [rows for _, rows in gather_cases(self._cases).values()]
         if not tables:
             return
@@ -127,7 +128,7 @@ class FilterScores(CaseHandler):
 
 
 def label_dice(label: np.ndarray, truth: np.ndarray) -> dict[int, float]:
-    """Return the Dice of every label but 0 that one of two maps of one shape has, ascending."""
+    """Return the Dice of every label but 0 that at least one of two maps of the same shape has, ascending."""
     n = int(max(label.max(initial=0), truth.max(initial=0))) + 1
     true, differs = np.bincount(truth.ravel(), minlength=n), label != truth
     both = true - np.bincount(truth[differs], minlength=n)
@@ -139,33 +140,33 @@ def read_errors(path: str | Path) -> pd.DataFrame:
     """Read a list of known errors: `case`, `label` and `kind` ("error" where the file has none).
 
     Raises:
-        ValueError: the file lacks a column, or names an unknown organ.
+        InputError: the file lacks a column, or names an unknown organ.
     """
     try:
         table = pd.read_csv(path, dtype={"case": str})
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}): give a CSV with case and label.") from error
+        raise InputError(f"{path}: cannot be read ({error}); give a CSV with case and label.") from error
     if "label" not in table and "organ" in table:
         unknown = sorted(set(table["organ"]) - set(IDS_OF_NAMES))
         if unknown:
-            raise ValueError(f"{path}: names no organs {unknown[:4]}: give ids as label, or names of scripts.labels.")
+            raise InputError(f"{path}: {unknown[:4]} are not organs; give ids as label, or names of the 72 organs.")
         table["label"] = table["organ"].map(IDS_OF_NAMES)
     missing = [column for column in ("case", "label") if column not in table]
     if missing:
-        raise ValueError(f"{path}: lacks the columns {missing}: give case, and label or organ.")
+        raise InputError(f"{path}: lacks the columns {missing}; give case, and label or organ.")
     kinds = table.get("kind", "error")
     return table.assign(kind=kinds)[["case", "label", "kind"]].drop_duplicates(["case", "label"])
 
 
 def error_rates(scores: pd.DataFrame) -> pd.DataFrame:
-    """Count how well decisions find known errors.
+    """Compare decisions with known errors.
 
     Args:
-        scores: a row per label judged, with `decision`, and `kind` of the error, missing where there is none.
+        scores: a row per label, with `decision`, and the `kind` of its error, NaN for a correct label.
 
     Returns:
-        A row per kind of error, then `all`: `labels` in error, `rejected` of them, `recall`; for all also
-        `false_rejections`, `precision` and `f1` (0 where nothing was rejected).
+        A row per kind of error, then `all`: `labels` with the error, `rejected` of them, `recall`; for `all` also
+        `false_rejections`, `precision` and `f1` (0 if nothing was rejected).
     """
     rejected, wrong = scores["decision"] != "keep", scores["kind"].notna()
     kinds = scores[wrong].assign(rejected=rejected).groupby("kind")["rejected"].agg(labels="size", rejected="sum")

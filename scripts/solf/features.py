@@ -1,13 +1,14 @@
-"""Shape features of every label of a map, in one pass and with IBSI's definitions."""
+"""Shape features of every label of a map, in one pass and by the definitions of IBSI."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
+from scripts.common.errors import InputError
 from scripts.solf.marching_cubes import area_table, volume_table
 from scripts.solf.runs import LabelCounts, count_labels
 
@@ -17,16 +18,13 @@ _WORLD = ("x", "y", "z")
 _VOXEL = ("i", "j", "k")
 
 
-def label_shape_features(
-    label: np.ndarray, affine: np.ndarray, *, body_labels: Collection[int] | None = None
-) -> pd.DataFrame:
+def label_shape_features(label: np.ndarray, affine: np.ndarray) -> pd.DataFrame:
     """Measure the shape of every label but the background 0.
 
     Args:
-        label: label ids from 0 to 65535 of any integer type; wider types than 16 bits are copied, and so is an array
-            in neither C nor Fortran order.
-        affine: voxel indices to mm; oblique, mirrored and anisotropic grids are measured in mm.
-        body_labels: the labels whose voxels make up the body; None takes all but 0.
+        label: label ids from 0 to 65535 of any integer type; types wider than 16 bits are copied, and so are arrays
+            with gaps or reversed axes.
+        affine: voxel indices to mm; may be oblique, mirrored and anisotropic.
 
     Returns:
         A row per label, by ascending label; no rows for an empty map. The columns are
@@ -36,35 +34,40 @@ def label_shape_features(
         `flatness`, sqrt(minor / major) and sqrt(least / major); `major_axis_mm`, `minor_axis_mm` and `least_axis_mm`,
         4 sqrt(eigenvalue); `centroid_x_mm` to `centroid_z_mm`; the bounding box as slices of the array, `i_start` to
         `k_stop`; `touches_border`, of the map; `components` that touch by face, edge or corner;
-        `normalized_volume`, `volume_mm3` over that of the body.
+        `normalized_volume`, `volume_mm3` over that of the body, the union of all labels.
         A label of one voxel has axes of 0 mm, and no `eccentricity`, `elongation` and `flatness` (NaN).
 
     Shape:
         label: (I, J, K). affine: (4, 4).
 
     Raises:
-        ValueError: the map is not three-dimensional or not of whole numbers from 0 to 65535; the affine is not finite,
-            singular or sheared; body_labels names no label of the map, or 0.
+        InputError: the map is not three-dimensional or not of whole numbers from 0 to 65535; the affine is not finite,
+            singular or sheared.
 
     Source:
         IBSI reference manual (arXiv 1612.07003), section 3.1, whose covariance divides by the voxels less one; UKBOB
         (arXiv 2504.06908) for normalized volume and eccentricity. UKBOB does not say which volume its sphericity
         takes: here it is the mesh's, as in IBSI, since the voxels' with the mesh's area can exceed 1.
+
+    >>> label = np.zeros((9, 9, 9), np.uint8)
+    >>> label[2:6, 3:5, 4:8] = 7
+    >>> label_shape_features(label, np.diag([2.0, 2.0, 3.0, 1.0]))[["label", "volume_mm3", "components"]]
+       label  volume_mm3  components
+    0      7       384.0           1
     """
     volume = _unsigned(np.asarray(label))
     axes_mm, origin_mm = _grid(np.asarray(affine, dtype=float))
     counts = count_labels(volume)
-    body_voxels = _body_voxels(counts, body_labels)
     columns = {"label": counts.labels, "voxel_count": counts.voxels}
     columns |= _surface(counts, axes_mm=axes_mm)
     columns |= _axes(counts, axes_mm=axes_mm, origin_mm=origin_mm)
     columns |= _box(counts, shape=volume.shape)
-    columns |= {"components": counts.components, "normalized_volume": counts.voxels / body_voxels}
+    columns |= {"components": counts.components, "normalized_volume": counts.voxels / counts.voxels.sum()}
     return pd.DataFrame(columns)
 
 
 def compile_features() -> None:
-    """Compile the measuring of label maps and leave it in numba's cache, before many processes look for it there."""
+    """Compile the code that measures label maps into numba's cache, before many processes need it."""
     for dtype in (np.uint8, np.uint16):
         label_shape_features(np.ones((2, 2, 2), dtype), np.eye(4))
 
@@ -72,13 +75,13 @@ def compile_features() -> None:
 def _unsigned(label: np.ndarray) -> np.ndarray:
     """Return the map as uint8 or uint16, without a copy where its type has as many bits."""
     if label.ndim != 3:
-        raise ValueError(f"the label map has shape {label.shape}: give three dimensions.")
+        raise InputError(f"the label map has shape {label.shape}: give three dimensions.")
     if label.dtype.kind not in "biu":
-        raise ValueError(f"the label map has values of type {label.dtype}: give integers, save labels without scaling.")
+        raise InputError(f"the label map has values of type {label.dtype}: give integers; save labels without scaling.")
     if label.dtype.kind == "i" and label.min(initial=0) < 0:
-        raise ValueError(f"the label map holds {label.min()}: labels start at 0, remap it.")
+        raise InputError(f"the label map holds {label.min()}: labels start at 0; remap it.")
     if label.dtype.itemsize > 2 and label.max(initial=0) > MAX_LABEL:
-        raise ValueError(f"the label map holds {label.max()}: labels end at {MAX_LABEL}, remap it.")
+        raise InputError(f"the label map holds {label.max()}: labels end at {MAX_LABEL}; remap it.")
     if label.dtype.itemsize > 2 or not label.dtype.isnative:
         return label.astype(np.uint16)
     return label.view(np.uint8 if label.dtype.itemsize == 1 else np.uint16)
@@ -87,32 +90,20 @@ def _unsigned(label: np.ndarray) -> np.ndarray:
 def _grid(affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the steps from voxel to voxel as columns, (3, 3), and the first voxel's centre, (3,), in mm."""
     if affine.shape != (4, 4) or not np.isfinite(affine).all():
-        raise ValueError(f"the affine is {affine.tolist()}: give 4 x 4 finite numbers.")
+        raise InputError(f"the affine is {affine.tolist()}: give 4 x 4 finite numbers.")
     axes_mm = affine[:3, :3]
     spacing_mm = np.linalg.norm(axes_mm, axis=0)
     directions = axes_mm / np.where(spacing_mm > 0, spacing_mm, 1)
     if abs(np.linalg.det(directions)) < 1e-6:
-        raise ValueError(f"the affine {axes_mm.tolist()} is singular: give three axes that span the space.")
+        raise InputError(f"the affine {axes_mm.tolist()} is singular: give three axes that span the space.")
     for one, other in combinations(range(3), 2):
         degrees = np.degrees(np.arccos(np.clip(directions[:, one] @ directions[:, other], -1, 1)))
         if abs(degrees - 90) > MAX_SHEAR_DEGREES:
-            raise ValueError(
+            raise InputError(
                 f"the affine is sheared: axes {one} and {other} meet at {degrees:.2f} degrees; "
                 "resample the map onto a grid with right angles."
             )
     return axes_mm, affine[:3, 3]
-
-
-def _body_voxels(counts: LabelCounts, body_labels: Collection[int] | None) -> int:
-    voxels = counts.voxels
-    if body_labels is None:
-        return int(voxels.sum())
-    if 0 in body_labels:
-        raise ValueError("body_labels holds 0, the background: leave it out.")
-    body = np.isin(counts.labels, list(body_labels))
-    if len(voxels) and not body.any():
-        raise ValueError(f"body_labels {sorted(body_labels)} are none of the map's labels: name those of the body.")
-    return int(voxels[body].sum())
 
 
 def _surface(counts: LabelCounts, *, axes_mm: np.ndarray) -> dict[str, np.ndarray]:

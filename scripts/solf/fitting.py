@@ -1,4 +1,4 @@
-"""Learning from a cohort which features are ordinary for each organ."""
+"""Fitting thresholds of each organ's features to a cohort."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from scripts.common.errors import InputError
 from scripts.solf.thresholds import FEATURES, LEVELS, SHAPE, Thresholds, organ_rows
 
 logger = logging.getLogger(__name__)
@@ -19,9 +20,9 @@ Bounds = tuple[float, float]
 
 _SKEWED = ("normalized_volume", "volume_mm3", "components")
 _MAD_TO_SIGMA = 1.4826
-_FEW = 20  # quartiles and medians of fewer subjects say little
+_MIN_SUBJECTS = 20  # for quartiles and medians
 
-# The published code's ranges of volumes in cm3, and of every other organ; its limits of sphericity and components.
+# Ranges of the published code: volumes in cm3, sphericity, number of components.
 _VOLUMES_CM3 = {
     "spleen": (100, 300),
     "kidney_right": (80, 200),
@@ -37,9 +38,9 @@ _VOLUMES_CM3 = {
     "spinal_cord": (20, 50),
 }
 _OTHER_VOLUMES_CM3 = (1, 10_000)
-_LEAST_SPHERICITY = 0.3
+_MIN_SPHERICITY = 0.3
 _ROUND = ("spleen", "kidney_right", "kidney_left", "adrenal_gland_right", "adrenal_gland_left")
-_MOST_COMPONENTS = 3
+_MAX_COMPONENTS = 3
 
 
 def fit_thresholds(
@@ -53,31 +54,37 @@ def fit_thresholds(
     iqr_factor: float = 1.5,
     mad_factor: float = 6.0,
 ) -> Thresholds:
-    """Learn what is ordinary for each organ.
+    """Fit thresholds to a cohort.
 
     Args:
         table: a row per case and label, with `label` and columns of `FEATURES`, as many as there are.
-        organs: label id to name of every organ that the filter is to know.
+        organs: label id to name of every organ.
         rule: `percentile`, the extreme `epsilon_percent` at each end are outside; `iqr`, Tukey's fences, `iqr_factor`
             times the interquartile range beyond the quartiles; `mad`, more than `mad_factor` robust standard
             deviations (1.4826 times the median absolute deviation; of logarithms for volumes and counts) from the
-            median; `ranges`, the published code's fixed ranges, of volume, sphericity and components, one of which
+            median; `ranges`, the published code's fixed ranges of volume, sphericity and components, any of which
             rejects.
-        features: those that vote, of `FEATURES`. The paper's baseline by volume alone is `["normalized_volume"]` with
+        features: names of `FEATURES` that vote. The paper's baseline by volume alone is `["normalized_volume"]` with
             `votes=1`. Not for `ranges`.
-        votes: features outside that reject a label. Not for `ranges`.
-        epsilon_percent: of the cohort, at each end.
+        votes: number of features outside that rejects a label. Not for `ranges`.
+        epsilon_percent: share of the cohort that is outside at each end.
         iqr_factor: see `rule`.
         mad_factor: see `rule`.
 
     Raises:
-        ValueError: an option is out of its range, or no organ has as many subjects as the rule needs (`percentile`:
-            100 / epsilon_percent; `iqr` and `mad`: 20). Organs that have fewer are named in a warning and judged by
-            nothing.
+        InputError: an option is out of its range, or no organ has as many subjects as the rule needs (`percentile`:
+            100 / epsilon_percent; `iqr` and `mad`: 20). Organs with fewer are named in a warning and have no
+            thresholds.
 
     Source:
         UKBOB (arXiv 2504.06908): percentile, epsilon 2, two of three features, and its baselines; the fixed ranges
         are those of the published code (UKBOB/filtering/organ_filtering.py), which the paper does not mention.
+
+    >>> from scripts.solf.thresholds import judge
+    >>> table = pd.DataFrame({"label": 1, "sphericity": np.linspace(0.5, 0.7, 101)})
+    >>> fitted = fit_thresholds(table, organs={1: "spleen"}, features=["sphericity"], votes=1)
+    >>> judge(table, fitted)["decision"].value_counts().to_dict()
+    {'keep': 97, 'reject': 4}
     """
     if rule == "ranges":
         features, votes = ("sphericity", "volume_mm3", "components"), 1
@@ -105,33 +112,33 @@ def subjects_needed(
     """Check the options of `fit_thresholds` and return how many subjects the rule needs of an organ.
 
     Raises:
-        ValueError: an option is out of its range.
+        InputError: an option is out of its range.
     """
     if rule not in _BOUNDS:
-        raise ValueError(f"rule is {rule!r}: give one of {', '.join(_BOUNDS)}.")
+        raise InputError(f"rule is {rule!r}: give one of {', '.join(_BOUNDS)}.")
     unknown = [name for name in features if name not in FEATURES]
     if unknown or not features:
-        raise ValueError(f"features holds {unknown or 'nothing'}: give some of {', '.join(FEATURES)}.")
+        raise InputError(f"features holds {unknown or 'nothing'}: give some of {', '.join(FEATURES)}.")
     if votes not in range(1, len(features) + 1):
-        raise ValueError(f"votes is {votes}: give 1 to {len(features)}, as many features as vote.")
+        raise InputError(f"votes is {votes}: give 1 to {len(features)}, as many features as vote.")
     if not 0 < epsilon_percent < 50:
-        raise ValueError(f"epsilon_percent is {epsilon_percent}: give more than 0 and less than 50.")
-    return {"percentile": int(np.ceil(100 / epsilon_percent)), "ranges": 0}.get(rule, _FEW)
+        raise InputError(f"epsilon_percent is {epsilon_percent}: give more than 0 and less than 50.")
+    return {"percentile": int(np.ceil(100 / epsilon_percent)), "ranges": 0}.get(rule, _MIN_SUBJECTS)
 
 
 def _require_enough(subjects: np.ndarray, needed: int, names: Sequence[str]) -> None:
     if subjects.max(initial=0) < needed:
-        raise ValueError(
+        raise InputError(
             f"the most frequent organ has {subjects.max(initial=0)} subjects, the rule needs {needed}: give more label "
-            "maps, a larger epsilon_percent, or the rule ranges, which learns nothing."
+            "maps, a larger epsilon_percent, or the rule ranges, which needs none."
         )
     few = [f"{name} ({n})" for name, n in zip(names, subjects, strict=True) if 0 < n < needed]
     if few:
-        logger.warning("not judged, as fewer than %d subjects have them: %s", needed, ", ".join(few))
+        logger.warning("no thresholds for organs with fewer than %d subjects: %s", needed, ", ".join(few))
 
 
 def _columns(table: pd.DataFrame, organs: Mapping[int, str]) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Yield (row of the organ, column of the feature, the values of its subjects), of what the table has."""
+    """Yield (row of the organ, column of the feature, values of its subjects) for all organs and features present."""
     rows = organ_rows(table, organs)
     order = np.argsort(rows, kind="stable")
     starts = np.searchsorted(rows[order], np.arange(len(organs) + 1))
@@ -154,7 +161,7 @@ def _iqr_bounds(known: np.ndarray, *, factor: float, **_: str) -> Bounds:
 
 
 def _mad_bounds(known: np.ndarray, *, factor: float, feature: str, **_: str) -> Bounds:
-    """Return median -+ reach; the standard deviation takes the place of a median deviation of 0."""
+    """Return median -+ reach; a median deviation of 0 is replaced by the standard deviation."""
     values = np.log(known) if feature in _SKEWED else known
     median = np.median(values)
     sigma = _MAD_TO_SIGMA * np.median(np.abs(values - median)) or values.std()
@@ -167,8 +174,8 @@ def _published_bounds(_: np.ndarray, *, organ: str, feature: str, **__: float) -
         low, high = _VOLUMES_CM3.get(organ, _OTHER_VOLUMES_CM3)
         return low * 1000.0, high * 1000.0
     if feature == "components":
-        return -np.inf, _MOST_COMPONENTS
-    return (_LEAST_SPHERICITY if organ in _ROUND else -np.inf), np.inf
+        return -np.inf, _MAX_COMPONENTS
+    return (_MIN_SPHERICITY if organ in _ROUND else -np.inf), np.inf
 
 
 _BOUNDS: dict[str, Callable[..., Bounds]] = {

@@ -1,8 +1,8 @@
 """Measure every label of a volume in one pass over its runs of equal voxels.
 
-A run is a stretch of one label along the last axis, so that the work grows with the surface of the labels and not with
-their number. numba compiles these functions at the first call and keeps the result beside this file, or in the user's
-cache folder where the package may not be written.
+A run is a stretch of one label along the last axis, so the work grows with the surface of the labels and not with
+their number. numba compiles these functions at the first call and caches the result beside this file, or in the user's
+cache folder if the package is read-only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class LabelCounts:
-    """What one pass counts; all of it is integer, so that it is the same in whichever order voxels are visited.
+    """The counts of one pass; they are integers, so they do not depend on the order of the voxels.
 
     Attributes:
         labels: (N,), those present except 0, ascending.
@@ -37,7 +37,7 @@ class LabelCounts:
         first: (N, 3), sums of the voxels' indices.
         second: (N, 3, 3), sums of their products.
         boxes: (N, 3, 2), first index and one past the last, by axis.
-        components: (N,), pieces that touch by face, edge or corner (26-connectivity).
+        components: (N,), number of 26-connected components.
         cells: (N, 256), marching-cubes cells by configuration, the volume padded with background.
     """
 
@@ -54,14 +54,14 @@ def count_labels(volume: np.ndarray) -> LabelCounts:
     """Count voxels, moments, components and marching-cubes cells of every label but 0.
 
     Args:
-        volume: labels, uint8 or uint16; copied only if its axes lie in memory with gaps or backwards.
+        volume: labels, uint8 or uint16; copied only if it has gaps or reversed axes in memory.
 
     Shape:
         volume: (X, Y, Z).
     """
     order = np.argsort([-abs(stride) for stride in volume.strides], kind="stable")
     straight = np.ascontiguousarray(volume.transpose(order)).view()
-    straight.flags.writeable = False  # a type of its own to numba, which then compiles for this one alone
+    straight.flags.writeable = False  # so that numba compiles one version, for read-only arrays
     present, capacity = _survey(straight)
     labels = np.flatnonzero(present[1:]) + 1
     index_of = np.zeros(len(present), dtype=np.int32)
@@ -80,11 +80,11 @@ def count_labels(volume: np.ndarray) -> LabelCounts:
 
 @_compiled
 def _survey(volume):
-    """Mark the labels that occur and find how many changes of label a slice has at most."""
+    """Mark the labels that occur, and find the largest number of changes of label in a slice."""
     present = np.zeros(np.iinfo(volume.dtype).max + 1, dtype=np.bool_)
     most = 0
     for x in range(volume.shape[0]):
-        changes = volume.shape[1]  # a row that ends inside a label has one change more
+        changes = volume.shape[1]  # a row that ends inside a label has one more change
         for y in range(volume.shape[1]):
             before = volume.dtype.type(0)
             for z in range(volume.shape[2]):
@@ -98,10 +98,10 @@ def _survey(volume):
 
 @_compiled
 def _scan(volume, index_of, capacity, sums, boxes, components, cells):
-    """Walk through the slices and the gaps between them, two slices of changes in memory.
+    """Go through the slices and the gaps between them, with the changes of two slices in memory.
 
-    `sums` are, over the voxels of a label, those of 1, x, y, z, xx, xy, xz, yy, yz and zz. A change is an entry of
-    `starts` and `labels`: from this position on, the row holds that label. The entries of row y of slice s are
+    `sums` are the sums of 1, x, y, z, xx, xy, xz, yy, yz and zz over the voxels of a label. A change is an entry of
+    `starts` and `labels`: from this position on, the row has that label. The entries of row y of slice s are
     rows[s, y] to rows[s, y + 1].
     """
     nx, ny, _ = volume.shape
@@ -160,7 +160,7 @@ def _add_moments(x, starts, labels, rows, sums, boxes):
 
 @_compiled
 def _add_components(starts, labels, rows, rows_before, parents, components):
-    """Add a component for each run and take one away for each pair of them that proves to be one."""
+    """Count each run as a component, and subtract one for each pair that proves to be connected."""
     ny = len(rows) - 1
     for y in range(ny):
         for entry in range(rows[y], rows[y + 1]):
@@ -178,7 +178,7 @@ def _add_components(starts, labels, rows, rows_before, parents, components):
 def _join(first, stop, other, other_stop, slice_first, starts, labels, parents, components):
     """Join the runs of a row with those of a neighbouring row that they touch.
 
-    The root of a run is the oldest of this slice, never one of the slice before, which may therefore be forgotten.
+    The root of a run is a run of the current slice, never one of the slice before, which can therefore be overwritten.
     """
     for entry in range(first, stop):
         if labels[entry] == 0:
@@ -208,7 +208,7 @@ def _root(parents, entry):
 
 @_compiled
 def _add_cells(y, starts, labels, rows_before, rows, cursors, corners, cells):
-    """Count the cells between four rows, y - 1 and y of two slices, at once wherever none of the four changes."""
+    """Count the cells between four rows, y - 1 and y of two slices; stretches without a change are counted at once."""
     for row in range(4):
         table, inner_y = (rows_before if row < 2 else rows), y - 1 + row % 2
         inside = 0 <= inner_y < len(rows) - 1

@@ -1,4 +1,4 @@
-"""What is ordinary for each organ, and what that says about a label."""
+"""Thresholds of the features of each organ, and the decisions that they lead to."""
 
 from __future__ import annotations
 
@@ -9,25 +9,27 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from scripts.common.errors import InputError
+
 SHAPE = ("normalized_volume", "sphericity", "eccentricity")
 ANATOMY = ("asymmetry", "offset_x", "offset_y", "offset_z")
 FEATURES = (*SHAPE, "volume_mm3", "components", *ANATOMY)
-"""All features that may vote: the paper's three, those of the published ranges, and ours."""
+"""All features that may vote: the paper's three, those of the published code's ranges, and ours."""
 
 LEVELS = np.linspace(0, 1, 201)
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What is ordinary for each organ; L organs, F = len(FEATURES).
+    """Thresholds for L organs and F = len(FEATURES) features.
 
     Attributes:
         organs: label id to name, ascending.
         low: (L, F), values below are outside; -inf where there is no threshold.
         high: (L, F), values above are outside; +inf where there is no threshold.
-        quantiles: (201, L, F), of the cohort at 0, 0.5, ... 100 %; NaN where nothing was seen.
-        subjects: (L,), cases that had the organ.
-        voting: (F,), the features that may reject.
+        quantiles: (201, L, F), of the cohort at 0, 0.5, ... 100 %; NaN where no subject had a value.
+        subjects: (L,), number of cases with the organ.
+        voting: (F,), whether a feature votes.
         votes: features outside that reject a label.
     """
 
@@ -41,7 +43,7 @@ class Thresholds:
 
     @property
     def features(self) -> list[str]:
-        """Names of the features that may reject."""
+        """Names of the features that vote."""
         return [name for name, votes in zip(FEATURES, self.voting, strict=True) if votes]
 
 
@@ -49,16 +51,16 @@ def judge(table: pd.DataFrame, thresholds: Thresholds) -> pd.DataFrame:
     """Decide about labels.
 
     Args:
-        table: a row per label, with `label` and the columns of the voting features; `case` is taken along.
+        table: a row per label, with `label` and the columns of the voting features, perhaps `case`.
         thresholds: of `scripts.solf.fitting.fit_thresholds`.
 
     Returns:
-        `case` where there is one, `label`, `organ`, each voting feature with its `_percentile` in the cohort,
-        `votes`, `decision` (`keep` or `reject`) and `reason`. A shape that a label is too small to have (NaN) counts
-        as outside; the asymmetry of an organ whose partner is missing does not.
+        `case` if the table has it, `label`, `organ`, each voting feature with its `_percentile` in the cohort,
+        `votes`, `decision` (`keep` or `reject`) and `reason`. A shape feature that is undefined because the label is
+        too small (NaN) counts as outside; the asymmetry of an organ without a contralateral one does not.
 
     Raises:
-        ValueError: a label is not in the table of organs.
+        InputError: a label is not in the table of organs.
 
     Source:
         UKBOB (arXiv 2504.06908), SOLF: a label with at least two of three features outside is rejected.
@@ -77,7 +79,7 @@ def judge(table: pd.DataFrame, thresholds: Thresholds) -> pd.DataFrame:
     for n, (name, column) in enumerate(zip(names, columns, strict=True)):
         percentile = _percentiles(values[:, n], rows, thresholds.quantiles[:, :, column])
         decisions |= {name: values[:, n], f"{name}_percentile": percentile}
-    reasons = np.where(bounded.any(axis=1), "", "not judged: too few subjects had it").astype(object)
+    reasons = np.where(bounded.any(axis=1), "", "no thresholds: too few subjects").astype(object)
     for row in np.flatnonzero(rejected):
         reasons[row] = _reason(names, values[row], low[row], high[row], outside[row])
     decision = np.where(rejected, "reject", "keep")
@@ -85,21 +87,21 @@ def judge(table: pd.DataFrame, thresholds: Thresholds) -> pd.DataFrame:
 
 
 def organ_rows(table: pd.DataFrame, organs: Mapping[int, str]) -> np.ndarray:
-    """Return where each label of a table stands among the organs.
+    """Return the row of each label of a table in the arrays of `Thresholds`.
 
     Raises:
-        ValueError: a label is none of them.
+        InputError: a label is not one of the organs.
     """
     labels, known = table["label"].to_numpy(), np.array(list(organs))
     rows = np.searchsorted(known, labels).clip(max=len(known) - 1)
-    strangers = np.unique(labels[known[rows] != labels])
-    if len(strangers):
-        raise ValueError(f"labels {strangers.tolist()} are not in the table of {len(known)} organs: correct either.")
+    unknown = np.unique(labels[known[rows] != labels])
+    if len(unknown):
+        raise InputError(f"labels {unknown.tolist()} are not in the table of {len(known)} organs; correct one of them.")
     return rows
 
 
 def readable(thresholds: Thresholds, **about: Any) -> dict[str, Any]:
-    """Return thresholds as plain values for a JSON file, after what `about` says of how they came to be."""
+    """Return thresholds as plain values for a JSON file, after the entries of `about`: the rule and its options."""
     medians = thresholds.quantiles[len(LEVELS) // 2]
     organs: dict[str, dict[str, Any]] = {}
     for row, (label, organ) in enumerate(thresholds.organs.items()):
@@ -112,7 +114,7 @@ def readable(thresholds: Thresholds, **about: Any) -> dict[str, Any]:
 
 
 def _percentiles(values: np.ndarray, rows: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
-    """Return where the (N,) values of the organs `rows` lie in the (201, L) quantiles, 0..100."""
+    """Return the percentiles, 0..100, of (N,) values of the organs `rows` in the (201, L) quantiles."""
     percentiles = np.full(len(values), np.nan)
     order = np.argsort(rows, kind="stable")
     starts = np.searchsorted(rows[order], np.arange(quantiles.shape[1] + 1))

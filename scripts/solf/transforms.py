@@ -1,4 +1,4 @@
-"""Dictionary transforms of the label filter: read a label map safely, measure it, write what is left of it."""
+"""Dictionary transforms of the label filter: read, measure and write label maps."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from scripts.files import StoredVolume, read_nifti
-from scripts.labels import IDS_OF_NAMES
-from scripts.output import SaveLabelMapd
-from scripts.settings import flag
-from scripts.solf.tables import IGNORE, case_features, read_label_table
+from scripts.common.errors import InputError
+from scripts.common.flags import parse_flag
+from scripts.common.names import stem
+from scripts.common.organs import IDS_OF_NAMES
+from scripts.io.nifti import StoredVolume, read_nifti
+from scripts.io.writing import SaveLabelMapd
+from scripts.solf.measuring import case_features
+from scripts.solf.tables import IGNORE, read_label_table
 
 
 class LoadLabelMapd(MapTransform):
@@ -25,15 +28,15 @@ class LoadLabelMapd(MapTransform):
 
     Args:
         keys: keys whose values are paths.
-        label_names: JSON file of the maps' own ids to names, where these are not the ids of `scripts.labels`: the
-            organs' names or TotalSegmentator's. What has no counterpart becomes background.
+        label_names: JSON file of the maps' own ids to names, if they differ from those of `scripts.common.organs`: the
+            organs' names or TotalSegmentator's. Labels without a counterpart become background.
         allow_missing_keys: skip keys that the case lacks.
 
     Shape:
         A file of (X, Y, Z) voxels becomes a MetaTensor (1, X, Y, Z), uint8.
 
     Raises:
-        ValueError: a file cannot be read whole, or holds other numbers. The message names the file and the mend.
+        InputError: a file cannot be read whole, or holds other numbers. The message names the file and the fix.
     """
 
     def __init__(self, keys: KeysCollection, *, label_names: str | Path = "", allow_missing_keys: bool = False) -> None:
@@ -45,11 +48,8 @@ class LoadLabelMapd(MapTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             path = d[key]
-            try:
-                volume = read_nifti(path)
-                labels = label_values(volume)
-            except ValueError as error:
-                raise ValueError(f"{path}: {error}") from error
+            volume = read_nifti(path)
+            labels = label_values(volume, path)
             labels = labels if self.new_ids is None else self.new_ids[labels]
             meta = {"filename_or_obj": str(path), "case": d.get("case", ""), "original_channel_dim": "no_channel"}
             d[key] = MetaTensor(torch.from_numpy(labels)[None], affine=volume.affine, meta=meta)
@@ -57,7 +57,7 @@ class LoadLabelMapd(MapTransform):
 
 
 class LargestComponentsd(MapTransform):
-    """Keep of each label the largest of its components, which touch by face, edge or corner.
+    """Keep the largest 26-connected component of each label.
 
     Args:
         keys: label maps, (1, X, Y, Z).
@@ -66,7 +66,7 @@ class LargestComponentsd(MapTransform):
 
     def __init__(self, keys: KeysCollection, *, enabled: bool | str = True) -> None:
         super().__init__(keys)
-        self.enabled = flag(enabled, "largest_component")
+        self.enabled = parse_flag(enabled, "largest_component")
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Clean the label maps of a case."""
@@ -78,15 +78,15 @@ class LargestComponentsd(MapTransform):
 
 
 class ShapeFeaturesd(MapTransform):
-    """Measure the labels of a map, for the filter to judge.
+    """Measure the labels of a map.
 
     Args:
         keys: the label map, (1, X, Y, Z) with an affine.
         label_table: JSON file of the labels; "" for the 72 organs.
-        features_key: key of the result, an (L, C) float64 tensor; see `scripts.solf.tables.case_features`.
+        features_key: key of the result, an (L, C) float64 tensor; see `scripts.solf.measuring.case_features`.
 
     Raises:
-        ValueError: the map cannot be judged. The message names its file.
+        InputError: the map cannot be measured. The message names its file.
     """
 
     def __init__(self, keys: KeysCollection, *, label_table: str | Path = "", features_key: str = "features") -> None:
@@ -99,27 +99,34 @@ class ShapeFeaturesd(MapTransform):
         for key in self.key_iterator(d):
             try:
                 features = case_features(d[key][0].numpy(), d[key].affine.numpy(), self.organs)
-            except ValueError as error:
-                raise ValueError(f"{d[key].meta.get('filename_or_obj', 'label map')}: {error}") from error
+            except InputError as error:
+                raise InputError(f"{d[key].meta.get('filename_or_obj', 'label map')}: {error}") from error
             d[self.features_key] = torch.from_numpy(features)
         return d
 
 
 class SaveCleanedd(SaveLabelMapd):
-    """Write cleaned label maps as `<case>_cleaned.nii.gz`, but none of a dropped case, where all voxels are 255."""
+    """Write cleaned label maps as `<case>_cleaned.nii.gz`; remove the file of a dropped case, whose voxels are all 255.
+
+    Args:
+        keys: the cleaned label map, a MetaTensor (1, X, Y, Z).
+        output_dir: folder of the files.
+    """
 
     def __init__(self, keys: KeysCollection, *, output_dir: str | Path) -> None:
         super().__init__(keys, output_dir=output_dir, postfix="cleaned")
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Write the label map of a case."""
-        d = dict(data)
-        dropped = all(bool((d[key] == IGNORE).all()) for key in self.key_iterator(d))
-        return d if dropped else super().__call__(d)
+    def write(self, label_map: MetaTensor) -> None:
+        """Write one label map, or remove that of an earlier run if the case is dropped."""
+        if not (label_map == IGNORE).all():
+            super().write(label_map)
+            return
+        case = label_map.meta.get("case") or stem(label_map.meta["filename_or_obj"])
+        (self.output_dir / f"{case}_{self.postfix}.nii.gz").unlink(missing_ok=True)
 
 
 def largest_components(label: np.ndarray) -> np.ndarray:
-    """Return a label map with the largest 26-connected component of each label; of equal ones the first.
+    """Return a label map with the largest 26-connected component of each label; among equal ones the first.
 
     Args:
         label: (I, J, K), of any unsigned type; not changed.
@@ -134,31 +141,35 @@ def largest_components(label: np.ndarray) -> np.ndarray:
     return kept[components]
 
 
-def label_values(volume: StoredVolume) -> np.ndarray:
+def label_values(volume: StoredVolume, path: object) -> np.ndarray:
     """Return the labels of a volume as uint8.
 
+    Args:
+        volume: a label map as stored.
+        path: named in the message.
+
     Raises:
-        ValueError: it holds other numbers than 0 to 254, without naming the file.
+        InputError: it holds other values than 0 to 254.
     """
     scaled = volume.slope != 1 or volume.inter != 0
     values = volume.stored * volume.slope + volume.inter if scaled else volume.stored
-    least, most = values.min(), values.max()
-    if not (least >= 0 and most < IGNORE):
-        mend = "255 marks what a filter rejected, give the raw labels" if most == IGNORE else "an image is no label map"
-        raise ValueError(f"holds values from {least:g} to {most:g}, labels are 0 to 254: {mend}.")
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high < IGNORE):
+        fix = "255 marks rejected voxels, give the raw labels" if high == IGNORE else "give a label map, not an image"
+        raise InputError(f"{path}: holds values from {low:g} to {high:g}, labels are 0 to 254; {fix}.")
     labels = values.astype(np.uint8)
     if values.dtype.kind == "f" and not np.array_equal(labels, values):
         value = values[labels != values].flat[0]
-        raise ValueError(f"holds {value:g}, which is no label: give a label map, resampled as nearest, not an image.")
+        raise InputError(f"{path}: holds {value:g}, not a label; give a label map, resampled with nearest neighbour.")
     return labels
 
 
 def organ_ids(path: str | Path) -> np.ndarray:
-    """Return the (256,) table from a map's own ids to those of `scripts.labels`; see `LoadLabelMapd`."""
+    """Return the (256,) table from a map's own ids to those of `scripts.common.organs`; see `LoadLabelMapd`."""
     names = read_label_table(path)
     known = {label: IDS_OF_NAMES[name] for label, name in names.items() if name in IDS_OF_NAMES}
     if not known:
-        raise ValueError(f"{path}: none of its {len(names)} names is an organ's or TotalSegmentator's: correct it.")
+        raise InputError(f"{path}: none of its {len(names)} names is an organ's or TotalSegmentator's; correct them.")
     new_ids = np.zeros(256, dtype=np.uint8)
     new_ids[list(known)] = list(known.values())
     return new_ids

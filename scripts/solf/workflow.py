@@ -1,80 +1,94 @@
-"""What fitting and cleaning share: every label map of a cohort is measured once, then read as tables."""
+"""The base of fitting and cleaning: measures every label map of a cohort once and reads the results as tables."""
 
 from __future__ import annotations
 
-import json
 import logging
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from monai.data import Dataset
 
 from scripts.cohort.journal import Case, Journal
 from scripts.cohort.run import run_cohort
-from scripts.failures import failure_message, write_failures
-from scripts.files import atomic_path, require_writable
+from scripts.common import failures
+from scripts.common.errors import InputError
+from scripts.common.files import atomic_path, remove_leftovers, require_writable
+from scripts.common.fingerprint import fingerprint
 from scripts.solf.features import compile_features
 from scripts.solf.filter import LabelFilter
 from scripts.solf.report.write import write_report
-from scripts.solf.tables import cohort_table, unpacked
+from scripts.solf.tables import cohort_table, unpack_features
 from scripts.solf.thresholds import judge, readable
 
 logger = logging.getLogger(__name__)
 
-_CASES_PER_TABLE = 500  # some 35,000 labels
+_CASES_PER_TABLE = 500  # about 35,000 labels
 
 
 class CohortWorkflow:
-    """Base of what measures every label map of a cohort, and may be killed and started again at any moment.
+    """Base of workflows that measure every label map of a cohort; a killed run can be resumed.
 
     Args:
         network: the label filter.
-        cases: `{"image": path, "case": unique name}` of each label map.
-        output_dir: folder of the results and of `journal.sqlite`, which knows the finished cases; refused at once
-            where it cannot be written.
-        settings: what the result of a case depends on, such as `label_names` and the bundle's version; another value,
-            or another content of a file that a value names, does all cases anew.
+        dataset: cases, `{"image": path, "case": unique name}`, and a `Compose` that reads and measures a label map; its
+            first transform reads it.
+        output_dir: folder of the results and of `journal.sqlite`, the finished cases; checked at once.
         scheduler: address of a Dask scheduler; "" for processes on this machine.
-        workers: processes on this machine; -1 for all cores, 0 for none but this one.
+        workers: processes on this machine; -1 for one per core, 0 to run in this process.
     """
 
     def __init__(
         self,
         *,
         network: LabelFilter,
-        cases: Sequence[Case],
+        dataset: Dataset,
         output_dir: str | Path,
-        settings: Mapping[str, Any],
         scheduler: str = "",
         workers: int = -1,
     ) -> None:
         self.network, self.output_dir = network, require_writable(output_dir)
-        self.cases = sorted(cases, key=lambda case: case["case"])
-        self.settings, self.scheduler, self.workers = settings, scheduler, workers
+        self.cases = sorted(dataset.data, key=lambda case: case["case"])
+        self.transform = dataset.transform
+        self.scheduler, self.workers = scheduler, workers
         self.failures: dict[str, str] = {}
+        self._settings = ""
 
     def exit_if_failed(self) -> None:
-        """End the program with exit code 1 and the reasons when cases failed.
+        """End the program with exit code 1 and the reasons if cases failed.
 
         Raises:
             SystemExit: at least one case failed.
         """
-        if self.failures:
-            raise SystemExit(failure_message(self.failures, len(self.cases)))
+        failures.exit_if_failed(self.failures, len(self.cases))
 
-    def measure(self, task: Callable[[Case], bytes], *, is_finished: Callable[[Case], bool] | None = None) -> None:
+    def measure(
+        self,
+        task: Callable[[Case], bytes],
+        *,
+        depends_on: Sequence[Any] = (),
+        is_finished: Callable[[Case], bool] | None = None,
+    ) -> None:
         """Run `task` on every case that is not finished, and write `failed.csv` of those that raise.
 
         Args:
-            task: takes a case and returns the packed features of `scripts.solf.tables`; runs in other processes.
-            is_finished: whether what the task wrote for a case of the journal is still there.
+            task: takes a case and returns its packed features, see `scripts.solf.tables`; runs in other processes.
+            depends_on: what the result depends on besides the transforms. If one of them or its code changes, all cases
+                are processed again.
+            is_finished: returns whether the files that the task wrote for a case of the journal still exist.
 
         Raises:
-            ValueError: no case at all could be measured.
+            InputError: no case could be measured.
         """
+        self._settings = fingerprint(self.transform.flatten().transforms, depends_on)
         with self._journal() as journal:
+            remove_leftovers(self.output_dir)  # the journal is locked: no other run writes here
             self.failures = run_cohort(
                 task,
                 self.cases,
@@ -84,55 +98,86 @@ class CohortWorkflow:
                 is_finished=is_finished,
                 warm_up=compile_features,
             )
-        write_failures(self.output_dir, self.failures)
+        failures.write_failures(self.output_dir, self.failures)
         if len(self.failures) == len(self.cases):
-            first = next(iter(self.failures.values()), "there are none")
-            raise ValueError(f"none of {len(self.cases)} label maps could be measured; the first: {first}")
+            first = next(iter(self.failures.values()), "the dataset is empty")
+            raise InputError(f"none of {len(self.cases)} label maps could be measured: {first}")
 
     def tables(self) -> Iterator[pd.DataFrame]:
-        """Yield the features of some hundred whole cases at a time, in order of name.
+        """Yield the features of several hundred cases at a time, in order of name.
 
         Raises:
-            ValueError: a label map was changed since it was measured.
+            InputError: a label map was changed since it was measured.
         """
         done = [case for case in self.cases if case["case"] not in self.failures]
         with self._journal() as journal:
             for start in range(0, len(done), _CASES_PER_TABLE):
-                some = done[start : start + _CASES_PER_TABLE]
-                found = [(case, unpacked(payload)) for case, payload in journal.payloads(some)]
-                if len(found) < len(some):
-                    changed = {case["case"] for case in some} - {case for case, _ in found}
-                    raise ValueError(f"{min(changed)}: its label map was changed while the run went on; run again.")
+                chunk = done[start : start + _CASES_PER_TABLE]
+                found = [(case, unpack_features(payload)) for case, payload in journal.payloads(chunk)]
+                if len(found) < len(chunk):
+                    changed = {case["case"] for case in chunk} - {case for case, _ in found}
+                    raise InputError(f"{min(changed)}: its label map was changed during the run; run again.")
                 yield cohort_table(found, self.network.organs)
 
+    def write_decisions(self) -> Counter[str]:
+        """Write the decision about every label to `decisions.parquet`, and return the count of each decision.
+
+        Decisions are derived here alone; the CSV and the report read this file.
+        """
+        thresholds, counts = self.network.thresholds, Counter()
+
+        def decided() -> Iterator[pd.DataFrame]:
+            for table in self.tables():
+                decisions = self.network.with_drops(judge(table, thresholds))
+                counts.update(decisions["decision"])
+                yield decisions
+
+        write_parquet(decided(), self._decisions_file)
+        return counts
+
     def decisions(self) -> Iterator[pd.DataFrame]:
-        """Yield what the filter decides about the labels of `tables`."""
-        thresholds = self.network.thresholds
-        for table in self.tables():
-            yield self.network.with_drops(judge(table, thresholds))
+        """Read the table of `write_decisions`, several hundred cases at a time."""
+        with pq.ParquetFile(self._decisions_file) as file:
+            for group in range(file.num_row_groups):
+                yield file.read_row_group(group).to_pandas()
 
     def report(self, **about: Any) -> None:
-        """Write the QC report, `qc/index.html`."""
+        """Write the QC report of the table of `write_decisions`, `qc/index.html`.
+
+        Args:
+            about: the rule and its options, for the thresholds that the report shows.
+        """
         write_report(
             self.output_dir,
             decisions=self.decisions,
             thresholds=readable(self.network.thresholds, **about),
             sources={case["case"]: case["image"] for case in self.cases},
-            label_names=self.settings.get("label_names", ""),
+            load=partial(_load, self.transform.flatten().transforms[0]),
         )
 
+    @property
+    def _decisions_file(self) -> Path:
+        return self.output_dir / "decisions.parquet"
+
     def _journal(self) -> Journal:
-        return Journal(self.output_dir / "journal.sqlite", settings=_fingerprint(self.settings))
+        return Journal(self.output_dir / "journal.sqlite", settings=self._settings)
 
 
-def write_json(content: Mapping[str, Any], path: Path) -> None:
-    """Write readable JSON, whole or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def _load(reader: Callable[..., Any], path: str) -> Any:
+    """Read a label map with the first transform."""
+    return reader({"image": path})["image"]
 
 
-def _fingerprint(settings: Mapping[str, Any]) -> str:
-    """Return the settings as text, with a checksum of each file that one of them names."""
-    files = {name: Path(value) for name, value in settings.items() if value and isinstance(value, str | Path)}
-    sums = {name: zlib.crc32(path.read_bytes()) for name, path in files.items() if path.is_file()}
-    return json.dumps([{k: str(v) for k, v in settings.items()}, sums], sort_keys=True)
+def write_parquet(tables: Iterable[pd.DataFrame], path: Path) -> None:
+    """Write tables with the same columns as one Parquet file, a row group each, whole or not at all.
+
+    Args:
+        tables: at least one, none of them empty; only one is in memory at a time.
+        path: the file.
+    """
+    with atomic_path(path) as temporary, ExitStack() as stack:
+        writer = None
+        for table in tables:
+            rows = pa.Table.from_pandas(table, preserve_index=False)
+            writer = writer or stack.enter_context(pq.ParquetWriter(temporary, rows.schema))
+            writer.write_table(rows, row_group_size=len(rows))

@@ -39,11 +39,11 @@ def test_dice_of_kept_labels_and_with_rejected_ones_missing():
 
 
 def test_measured_labels_carry_the_dice_and_kind_of_their_errors():
-    dirty, clean = measure((7, 0), rates=(0.2, 0.0))
+    corrupted, clean = measure((7, 0), rates=(0.2, 0.0))
     assert (clean["dice"] == 1).all()
     assert (clean["kind"] == "").all()
-    assert ((dirty["dice"] < 0.9) == (dirty["kind"] != "")).all()
-    assert (dirty["kind"] != "").any()
+    assert ((corrupted["dice"] < 0.9) == (corrupted["kind"] != "")).all()
+    assert (corrupted["kind"] != "").any()
 
 
 def test_rules_judge_what_they_learn_from_and_others():

@@ -1,12 +1,14 @@
 """What every bundle keeps, those to come included."""
 
+import ast
 import json
 import os
 import re
 import subprocess
 import sys
 import zipfile
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires, version
 from pathlib import Path
 from pydoc import locate
 
@@ -15,6 +17,8 @@ import pytest
 import yaml
 from monai.bundle import ConfigParser, verify_net_in_out
 from monai.bundle.config_item import ComponentLocator
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.conftest import TINY, TINY_OF, bundle_workflow
 from tools.format_configs import format_json
@@ -248,7 +252,17 @@ def test_validation_and_inference_agree_on_the_inferer(bundle):
 
 
 RUN_ELSEWHERE = """
-import json, pathlib, pydoc, scripts, torch
+import importlib, json, pathlib, pkgutil, pydoc, sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {refused!r}:
+            raise ModuleNotFoundError(f"{{name}} is not among the declared packages", name=name)
+
+sys.meta_path.insert(0, Refuse())
+import scripts, torch
+for module in pkgutil.walk_packages(scripts.__path__, "scripts."):
+    importlib.import_module(module.name)
 assert scripts.__file__.startswith({base!r}), scripts.__file__
 from monai.bundle import ConfigWorkflow
 for name, kind in {workflows!r}.items():
@@ -271,7 +285,8 @@ for path in pathlib.Path("configs").glob("*.json"):
 """
 
 
-def test_packed_bundle_stands_alone(bundle, data_of, tmp_path):
+def test_packed_bundle_runs_elsewhere_with_its_declared_packages_alone(bundle, data_of, tmp_path):
+    """Every module imports, every target resolves and the workflows run while all other packages are refused."""
     archive = pack(bundle, tmp_path)
     with zipfile.ZipFile(archive) as zipped:
         assert {Path(name).parts[0] for name in zipped.namelist()} == {bundle.name}
@@ -280,10 +295,52 @@ def test_packed_bundle_stands_alone(bundle, data_of, tmp_path):
     present = {name: kind for name, kind in WORKFLOWS.items() if (base / "configs" / name).is_file()}
     settings = {**tiny(bundle), "dataset_dir": str(data_of[bundle.name])}
     trains = bundle.name == "solf_filter"  # in seconds; a filter without thresholds would refuse to judge
-    code = RUN_ELSEWHERE.format(base=str(base), workflows=present, settings=settings, trains=trains)
+    refused = undeclared_modules(declared_packages(bundle))
+    code = RUN_ELSEWHERE.format(base=str(base), workflows=present, settings=settings, trains=trains, refused=refused)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run([sys.executable, "-c", code], cwd=base, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def declared_packages(bundle):
+    metadata = configs(bundle)["metadata.json"]
+    return {"monai", "torch", "numpy", *metadata["required_packages_version"]}
+
+
+def undeclared_modules(declared):
+    """Return the installed top-level modules that belong to no declared package, nor to what those require."""
+    allowed, todo = set(), list(declared)
+    while todo:
+        name = canonicalize_name(todo.pop())
+        if name not in allowed:
+            allowed.add(name)
+            with suppress(PackageNotFoundError):  # a requirement of another platform
+                found = [Requirement(text) for text in requires(name) or ()]
+                todo += [r.name for r in found if r.marker is None or r.marker.evaluate({"extra": ""})]
+    owners = packages_distributions()
+    return sorted(m for m, names in owners.items() if not {canonicalize_name(name) for name in names} & allowed)
+
+
+NEEDED_BY = {"SwinUNETR": "einops", "TensorBoardStatsHandler": "tensorboard"}
+"""Packages that MONAI imports for a component of the configs."""
+NEEDED_FILES = {"solf_filter": {"bokeh", "itables"}}
+"""Packages of which only files are used: the libraries of the report's page."""
+
+
+def test_declared_packages_are_those_that_are_imported(bundle, tmp_path):
+    """And fire, without which `python -m monai.bundle` does not run."""
+    with zipfile.ZipFile(pack(bundle, tmp_path)) as zipped:
+        sources = [zipped.read(name) for name in zipped.namelist() if name.endswith(".py")]
+    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    modules = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"scripts"}
+    owners = packages_distributions()
+    imported = {canonicalize_name(owners[module][0]) for module in modules}
+    targets = {value for content in configs(bundle).values() for path, value in walk(content) if "_target_" in path}
+    needed = {package for target, package in NEEDED_BY.items() if target in targets}
+    needed |= {"monai", "torch", "numpy", "fire"} | NEEDED_FILES.get(bundle.name, set())
+    assert {canonicalize_name(name) for name in declared_packages(bundle)} == imported | needed
 
 
 def test_packing_twice_gives_the_same_bytes(bundle, tmp_path):

@@ -1,4 +1,4 @@
-"""The overlay that adapts to each case, on the bundle and on one that is not ours."""
+"""The overlay that adapts to each case, on the bundle and on one of other authors."""
 
 import json
 
@@ -9,16 +9,16 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
-from scripts.etta import ETTASettings
+from scripts.etta.settings import ETTASettings
 from tests.conftest import ROOT, TINY, TINY_TRAINING, bundle_workflow, run_bundle
 
 CONFIGS = ROOT / "bundles" / "swin_bob_btcv" / "configs"
-WILLING = {"etta_lr": 0.02, "etta_min_fall": 0, "etta_volume_band": [0, 100]}
+LENIENT = {"etta_lr": 0.02, "etta_min_entropy_drop": 0, "etta_volume_band": [0, 100]}
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """Weights as they were drawn."""
+    """Random weights."""
     path = tmp_path_factory.mktemp("weights") / "model.pt"
     torch.manual_seed(0)
     network = bundle_workflow("swin_bob_btcv", ["inference.json"], kind="infer", **TINY)
@@ -36,8 +36,8 @@ def label_map(folder):
     return np.asarray(nib.load(folder / "torso_003_seg.nii.gz").dataobj)
 
 
-def test_inference_adapts_and_writes_the_table(torso_data, weights, tmp_path):
-    workflow = segment(["inference.json", "etta.json"], torso_data, weights, tmp_path, **WILLING)
+def test_inference_adapts_and_writes_a_table(torso_data, weights, tmp_path):
+    workflow = segment(["inference.json", "etta.json"], torso_data, weights, tmp_path, **LENIENT)
     table = pd.read_csv(tmp_path / "etta.csv")
     assert table["case"].tolist() == ["torso_003"]
     assert table["accepted"].all(), table["reason"][0]
@@ -46,7 +46,7 @@ def test_inference_adapts_and_writes_the_table(torso_data, weights, tmp_path):
     assert all(torch.equal(network[name], state[name]) for name in state)
 
 
-def test_no_steps_leave_the_label_map_as_it_is(torso_data, weights, tmp_path):
+def test_no_steps_do_not_change_the_label_map(torso_data, weights, tmp_path):
     segment(["inference.json"], torso_data, weights, tmp_path / "plain")
     segment(["inference.json", "etta.json"], torso_data, weights, tmp_path / "etta", etta_steps=0)
     np.testing.assert_array_equal(label_map(tmp_path / "etta"), label_map(tmp_path / "plain"))
@@ -54,7 +54,7 @@ def test_no_steps_leave_the_label_map_as_it_is(torso_data, weights, tmp_path):
 
 
 def test_evaluation_adapts_and_scores(torso_data, weights, tmp_path):
-    settings = {**TINY, **TINY_TRAINING, **WILLING, "dataset_dir": str(torso_data), "ckpt_path": weights}
+    settings = {**TINY, **TINY_TRAINING, **LENIENT, "dataset_dir": str(torso_data), "ckpt_path": weights}
     settings |= {"output_dir": str(tmp_path), "eval_split": "test"}
     configs = ["train.json", "evaluate.json", "etta_evaluate.json"]
     workflow = run_bundle("swin_bob_btcv", configs, kind="train", **settings)
@@ -63,13 +63,13 @@ def test_evaluation_adapts_and_scores(torso_data, weights, tmp_path):
     assert {"mean_dice", "etta_accepted"} <= set(workflow.evaluator.state.metrics)
 
 
-def test_both_overlays_differ_only_in_the_handlers_that_they_extend():
+def test_overlays_differ_only_in_the_handlers_that_they_extend():
     one, other = (json.loads((CONFIGS / name).read_text()) for name in ("etta.json", "etta_evaluate.json"))
     assert one.pop("+handlers") == other.pop("+validate#handlers")
     assert one == other
 
 
-def test_overlay_sets_the_defaults_of_the_component():
+def test_overlay_has_the_defaults_of_the_settings():
     overlay = json.loads((CONFIGS / "etta.json").read_text())
     set_here = {name: overlay[f"etta_{name}"] for name in overlay["etta"] if not name.startswith("_")}
     defaults = vars(ETTASettings())
@@ -116,7 +116,7 @@ def test_overlay_works_on_a_bundle_with_other_names(torso_data, tmp_path):
         logging_file=False,
         bundle_root=str(tmp_path),
         files=[{"image": str(path)} for path in sorted((torso_data / "imagesTs").glob("*.nii.gz"))],
-        **WILLING,
+        **LENIENT,
     )
     workflow.initialize()
     workflow.run()

@@ -15,11 +15,11 @@ from monai.data import list_data_collate
 from monai.data.utils import set_rnd
 from monai.losses import DiceCELoss, DiceLoss
 
-from scripts.convert_weights import convert
-from scripts.errors import reason
-from scripts.networks import is_marker
-from scripts.regions import BRATS_REGIONS, LABEL_SETS
-from scripts.sequences import SEQUENCES
+from scripts.brats.regions import BRATS_REGIONS, LABEL_SETS
+from scripts.brats.sequences import SEQUENCES
+from scripts.common.errors import reason
+from scripts.models.convert import convert
+from scripts.models.swin_unetr import is_marker
 from tests import conftest
 from tests.conftest import ROOT, SHARED_DATA, TINY, bundle_workflow, run_bundle, weights
 
@@ -114,7 +114,10 @@ def training_case(data, folder, **more):
     return dataset[0][0]
 
 
-def test_older_labels_give_the_same_regions_and_the_log_names_them(brain_data, older_data, tmp_path, caplog):
+def test_older_labels_give_the_same_regions_and_the_log_names_them(
+    brain_data, older_data, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr("scripts.brats.regions._logged_kinds", set())  # each kind is logged once per process
     newer = training_case(brain_data, tmp_path)
     with caplog.at_level(logging.INFO):
         older = training_case(older_data, tmp_path)
@@ -122,7 +125,7 @@ def test_older_labels_give_the_same_regions_and_the_log_names_them(brain_data, o
     assert [int(channel.sum()) > 0 for channel in newer["label"]] == [True] * 3
     assert torch.equal(older["label"], newer["label"])
     assert torch.equal(older["image"], newer["image"])
-    assert any("4 enhancing: older than BraTS 2023, read as 1, 2, 3" in message for message in caplog.messages)
+    assert any("4 enhancing, which is read as 3" in message for message in caplog.messages)
 
 
 def test_prepared_cases_from_files_are_those_prepared_anew(brain_data, tmp_path):
@@ -254,7 +257,7 @@ def test_older_numbering_is_written_on_request_and_read_in_the_preview(older_dat
     assert (tmp_path / "new" / f"{CASE}_preview.png").is_file(), "the label of the case's folder was not understood"
 
 
-def test_folder_of_cases_is_segmented_and_an_incomplete_one_costs_itself_alone(brain_data, trained, tmp_path):
+def test_folder_of_cases_is_segmented_and_an_incomplete_one_fails_alone(brain_data, trained, tmp_path):
     source = tmp_path / "in"
     shutil.copytree(brain_data / CASE, source / CASE)
     shutil.copytree(brain_data / "BraTS-GLI-00000-000", source / "BraTS-GLI-00000-000")
@@ -292,7 +295,7 @@ def test_weights_of_monai_before_1_5_are_converted_and_segment_with_the_old_merg
     assert (tmp_path / "out" / f"{CASE}_seg.nii.gz").is_file()
     with pytest.raises(RuntimeError) as caught:
         infer(tmp_path, brain_data / CASE, tmp_path / "refused")
-    assert "add --legacy_merging true" in reason(caught.value)
+    assert "set legacy_merging to true" in reason(caught.value)
 
 
 # Adapting
@@ -340,7 +343,7 @@ def test_raw_scans_are_refused_and_nothing_is_written(raw_scans, trained, tmp_pa
         infer(trained, raw_scans, tmp_path)
     failed = pd.read_csv(tmp_path / "failed.csv")
     assert failed["case"].tolist() == ["TCGA-FG-6692"]
-    assert "give --resample true" in failed["reason"][0]
+    assert "set resample to true" in failed["reason"][0]
     assert not list(tmp_path.glob("*_seg.nii.gz"))
 
 

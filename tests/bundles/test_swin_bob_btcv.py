@@ -22,8 +22,17 @@ from monai.fl.client import MonaiAlgo
 from monai.fl.utils.constants import ExtraItems
 from monai.fl.utils.exchange_object import ExchangeObject
 
-from scripts.errors import reason
-from tests.conftest import ROOT, SHARED_DATA, TINY, command_line, run_bundle, training_settings, weights
+from scripts.common.errors import reason
+from tests.conftest import (
+    ROOT,
+    SHARED_DATA,
+    TINY,
+    bundle_workflow,
+    command_line,
+    run_bundle,
+    training_settings,
+    weights,
+)
 
 BUNDLE = "swin_bob_btcv"
 CONFIGS = ROOT / "bundles" / BUNDLE / "configs"
@@ -133,6 +142,26 @@ def test_killed_and_resumed_run_reaches_the_weights_of_an_uninterrupted_one(tors
     assert_same_weights(resumed["network"], uninterrupted["network"])
     assert resumed["best_metric"] == uninterrupted["best_metric"]
     assert resumed["lr_scheduler"] == uninterrupted["lr_scheduler"]
+
+
+@pytest.mark.parametrize("value", ["yes", "1", "maybe"])
+def test_resume_that_is_neither_true_nor_false_is_refused(torso_data, trained, tmp_path, value):
+    """Formerly anything but "true" was a fresh run, which overwrote `last.pt`."""
+    shutil.copytree(trained / "models", tmp_path / "models")
+    before = (tmp_path / "models" / "last.pt").read_bytes()
+    arguments = command_line(training_settings(torso_data, tmp_path, max_epochs=5))
+    code, stderr = command("--config_file", "configs/train.json", *arguments, "--resume", value)
+    assert code == 1
+    assert re.search(rf"error: resume is '?{value}'?: give true or false\.", stderr.strip().splitlines()[-1])
+    assert (tmp_path / "models" / "last.pt").read_bytes() == before
+
+
+def test_mixed_precision_can_be_switched_off_from_the_command_line(torso_data):
+    """Formerly `--amp false` gave the text "false", which is true."""
+    workflow = bundle_workflow(BUNDLE, ["train.json"], dataset_dir=str(torso_data), amp="false", **TINY)
+    workflow.initialize()
+    assert workflow.trainer.amp is False
+    assert workflow.evaluator.amp is False
 
 
 def test_cases_prepared_on_disk_train_and_evaluate_as_those_in_memory(torso_data, trained, tmp_path):
@@ -284,7 +313,7 @@ def test_preview_and_gif_are_drawn(segmented):
     assert not any(name.startswith(".tmp") for name in names)
 
 
-def test_one_bad_file_costs_that_case_and_the_exit_code(torso_data, trained, tmp_path):
+def test_a_damaged_file_fails_its_case_and_sets_the_exit_code(torso_data, trained, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     shutil.copy(torso_data / "imagesTs" / "torso_003.nii.gz", folder / "b_good.nii.gz")
@@ -304,7 +333,7 @@ def test_one_bad_file_costs_that_case_and_the_exit_code(torso_data, trained, tmp
     assert (tmp_path / "out" / "b_good_seg.nii.gz").is_file()
     failed = pd.read_csv(tmp_path / "out" / "failed.csv")
     assert list(failed["case"]) == ["a_truncated"]
-    assert "copy it again" in failed["reason"][0]
+    assert "copy or export it again" in failed["reason"][0]
 
 
 def test_dicom_series_is_segmented_on_its_own_grid(trained, tmp_path):
@@ -363,9 +392,9 @@ def refusal(run, *arguments, **settings):
 
 BAD_IMAGES = {
     "empty file": (lambda p: p.write_bytes(b""), "cannot be read"),
-    "4-D": (lambda p: nifti(p, np.random.rand(4, 4, 4, 2)), r"has shape \(4, 4, 4, 2\), not \(X, Y, Z\)"),
+    "4-D": (lambda p: nifti(p, np.random.rand(4, 4, 4, 2)), r"has shape \(4, 4, 4, 2\), need \(X, Y, Z\)"),
     "NaN": (lambda p: nifti(p, np.full((4, 4, 4), np.nan)), "holds NaN or infinite voxels"),
-    "constant": (lambda p: nifti(p, np.ones((4, 4, 4))), "is constant, every voxel is 1: this is no image"),
+    "constant": (lambda p: nifti(p, np.ones((4, 4, 4))), "is constant, every voxel is 1; this is not an image"),
     "absurd spacing": (
         lambda p: nifti(p, np.random.rand(4, 4, 4), np.diag([900, 1, 1, 1])),
         r"voxel spacing \(900.0, 1.0, 1.0\) mm is outside",
@@ -389,7 +418,7 @@ def test_missing_input_is_named(trained, tmp_path):
     code, stderr = command("--config_file", "configs/inference.json", input=str(tmp_path / "none"))
     assert code == 1
     assert stderr.strip().splitlines()[-1] == (
-        f"error: {tmp_path}/none: no such file or folder; give --input a NIfTI file, a folder or a datalist."
+        f"error: {tmp_path}/none: no such file or folder; give a NIfTI file, a folder or a datalist."
     )
 
 
@@ -447,4 +476,4 @@ def test_all_faults_of_a_data_set_are_listed_before_the_first_epoch(torso_data, 
 
 def test_resume_without_a_checkpoint_says_so(torso_data, tmp_path):
     said = refused_training(torso_data, tmp_path, resume="true")
-    assert said.endswith("last.pt: no checkpoint to resume from; start without --resume true.")
+    assert said.endswith("last.pt: no checkpoint to resume from: set resume to false.")

@@ -4,8 +4,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scripts.datalist import load_datalist
-from scripts.prepare_brats import prepare_brats
+from scripts.brats.prepare import prepare_brats
+from scripts.data.datalist import load_datalist
 from tools.brain_phantom import TISSUES, brain_phantom, main, write_cohort
 
 COARSE = {"shape": (40, 48, 24), "spacing_mm": (4.0, 4.0, 6.0)}
@@ -87,18 +87,19 @@ def test_same_seed_gives_the_same_bytes_and_more_cases_keep_the_first(tmp_path, 
         assert path.read_bytes() == (cohort / path.relative_to(tmp_path)).read_bytes()
 
 
-def test_command_line_writes_a_cohort(tmp_path):
+def test_command_line_writes_a_cohort_and_prints_the_datalist(tmp_path, capsys):
     shape = ["--shape", "40", "48", "24", "--spacing", "4", "4", "6"]
     assert main([str(tmp_path), "--cases", "3", *shape]) == 0
     assert len(list(tmp_path.rglob("*.nii.gz"))) == 15
+    assert capsys.readouterr().out.strip() == str(tmp_path / "dataset_0.json")
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"cases": 2}, "cases=2 leaves no two folds and a test case; give at least 3"),
+        ({"cases": 2}, "cases=2 is too few for training, validation and test; give at least 3"),
         ({"seed": -1}, "seed=-1 is negative; give 0 or more"),
-        ({"shape": (8, 8)}, "shape=(8, 8) is no grid; give three positive numbers of voxels"),
+        ({"shape": (8, 8)}, "shape=(8, 8) is not a grid; give three positive numbers of voxels"),
         ({"shape": (3, 3, 3)}, "leaves no voxel of the labels"),
     ],
 )
@@ -106,6 +107,7 @@ def test_bad_options_are_named(tmp_path, wrong, message):
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         write_cohort(tmp_path, **wrong)
     assert message in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_air_is_zero_in_all_sequences():

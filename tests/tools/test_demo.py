@@ -3,7 +3,7 @@ import json
 import pytest
 from monai.bundle import ConfigParser
 
-from scripts.datalist import load_datalist
+from scripts.data.datalist import load_datalist
 from tools import demo
 from tools.phantom import write_cohort
 

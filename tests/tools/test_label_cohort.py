@@ -6,13 +6,14 @@ import pandas as pd
 import pytest
 from scipy import ndimage
 
-from scripts.labels import ORGANS
+from scripts.common.errors import InputError
+from scripts.common.organs import ORGANS
 from scripts.solf.evaluation import label_dice
 from scripts.solf.features import label_shape_features
 from tools.label_anatomy import IDS, TISSUES
 from tools.label_body import SPACING_MM, draw_label_map
 from tools.label_cohort import main, make_cohort, make_subject
-from tools.label_errors import KINDS, PARTNERS, WRONG_BELOW_DICE, inject_errors, spoil
+from tools.label_errors import CONTRALATERAL, KINDS, WRONG_BELOW_DICE, corrupt_label, inject_errors
 
 PERSONS = 16
 ADULT_ML = {
@@ -56,14 +57,16 @@ def volumes_ml(shapes):
     )
 
 
-def spoilt(persons, kind, organ, seed):
+def with_error(persons, kind, organ, seed):
     clean = persons[0].clean
-    dirty, rng = clean.copy(), np.random.default_rng(seed)
-    hit = spoil(dirty, IDS[organ], kind, rng=rng, spacing_mm=SPACING_MM, others=[1, 2, 3, 5, 7, 24, 25])
-    return clean, dirty, clean == IDS[organ], dirty == IDS[organ], hit
+    corrupted, rng = clean.copy(), np.random.default_rng(seed)
+    affected = corrupt_label(
+        corrupted, IDS[organ], kind, rng=rng, spacing_mm=SPACING_MM, others=[1, 2, 3, 5, 7, 24, 25]
+    )
+    return clean, corrupted, clean == IDS[organ], corrupted == IDS[organ], affected
 
 
-def every_spoilt(kind):
+def each_organ(kind):
     return pytest.mark.parametrize(("kind", "organ", "seed"), [(kind, o, s) for o in HIT for s in (0, 1)])
 
 
@@ -98,10 +101,10 @@ def test_some_lack_a_gallbladder_and_only_some_have_a_prostate(shapes):
     assert volumes["liver"].notna().all()
 
 
-def test_partners_but_lungs_are_of_one_size_and_mirror_each_other(shapes):
+def test_contralateral_organs_but_lungs_have_the_same_size_and_mirror_each_other(shapes):
     by_label = shapes.set_index(["label", "case"])
     middle_mm = by_label.loc[IDS["sacrum"], "centroid_x_mm"]
-    for right, left in PARTNERS.items():
+    for right, left in CONTRALATERAL.items():
         if "right" in ORGANS[right] and "lung" not in ORGANS[right] and right in by_label.index:
             one, other = by_label.loc[right], by_label.loc[left]
             assert abs(np.log(one["volume_mm3"] / other["volume_mm3"]).median()) < 0.15
@@ -119,36 +122,36 @@ def test_liver_lies_right_and_below_the_heart(shapes):
 
 def test_body_depends_on_seed_and_number_alone(persons):
     assert np.array_equal(make_subject(5, 3, error_rate=0.0).clean, persons[3].clean)
-    assert np.array_equal(make_subject(5, 3, error_rate=0.2).dirty, persons[3].dirty)
+    assert np.array_equal(make_subject(5, 3, error_rate=0.2).corrupted, persons[3].corrupted)
     assert not np.array_equal(make_subject(6, 3, error_rate=0.0).clean, persons[3].clean)
 
 
-@every_spoilt("missing half")
+@each_organ("missing half")
 def test_missing_half_is_cut_off_along_the_longest_axis(persons, kind, organ, seed):
-    clean, dirty, truth, mask, _ = spoilt(persons, kind, organ, seed)
+    clean, corrupted, truth, mask, _ = with_error(persons, kind, organ, seed)
     assert 0.39 < mask.sum() / truth.sum() < 0.61
-    assert set(dirty[dirty != clean]) == {0}
+    assert set(corrupted[corrupted != clean]) == {0}
     points = np.argwhere(truth) * SPACING_MM
     axis = np.linalg.eigh(np.cov(points.T))[1][:, 2]
     along = np.argwhere(mask) * SPACING_MM @ axis
     assert np.ptp(along) < 0.85 * np.ptp(points @ axis)
 
 
-@every_spoilt("leak")
+@each_organ("leak")
 def test_leak_takes_voxels_of_one_neighbour_that_touch_the_label(persons, kind, organ, seed):
-    clean, dirty, truth, mask, _ = spoilt(persons, kind, organ, seed)
+    clean, corrupted, truth, mask, _ = with_error(persons, kind, organ, seed)
     gained = mask & ~truth
     assert (mask >= truth).all()
     assert len(np.unique(clean[gained])) == 1
     assert clean[gained].min() > 0
     assert gained.sum() <= round(truth.sum())
     assert (gained & ndimage.binary_dilation(truth)).any()
-    assert np.array_equal(dirty != clean, gained)
+    assert np.array_equal(corrupted != clean, gained)
 
 
-@every_spoilt("fragments")
+@each_organ("fragments")
 def test_fragments_are_patches_and_islands(persons, kind, organ, seed):
-    _, _, truth, mask, _ = spoilt(persons, kind, organ, seed)
+    _, _, truth, mask, _ = with_error(persons, kind, organ, seed)
     assert 0.38 < (mask & truth).sum() / truth.sum() < 0.67
     assert 0 < (mask & ~truth).sum() <= 0.35 * truth.sum() + 4
     everywhere = np.ones((3, 3, 3))
@@ -157,31 +160,31 @@ def test_fragments_are_patches_and_islands(persons, kind, organ, seed):
 
 @pytest.mark.parametrize("organ", ["kidney_left", "adrenal_gland_right", "femur_right"])
 def test_swapped_exchanges_left_and_right(persons, organ):
-    clean, dirty, truth, mask, hit = spoilt(persons, "swapped", organ, 0)
-    partner = PARTNERS[IDS[organ]]
-    assert hit == (IDS[organ], partner)
-    assert np.array_equal(mask, clean == partner)
-    assert np.array_equal(dirty == partner, truth)
-    assert set(clean[dirty != clean]) == set(hit)
+    clean, corrupted, truth, mask, affected = with_error(persons, "swapped", organ, 0)
+    contralateral = CONTRALATERAL[IDS[organ]]
+    assert affected == (IDS[organ], contralateral)
+    assert np.array_equal(mask, clean == contralateral)
+    assert np.array_equal(corrupted == contralateral, truth)
+    assert set(clean[corrupted != clean]) == set(affected)
 
 
-@every_spoilt("wrong organ")
-def test_wrong_organ_exchanges_two_that_are_no_partners(persons, kind, organ, seed):
-    clean, dirty, truth, mask, (one, other) = spoilt(persons, kind, organ, seed)
+@each_organ("wrong organ")
+def test_wrong_organ_exchanges_two_that_are_not_contralateral(persons, kind, organ, seed):
+    clean, corrupted, truth, mask, (one, other) = with_error(persons, kind, organ, seed)
     assert one == IDS[organ]
-    assert other not in (one, PARTNERS.get(one))
+    assert other not in (one, CONTRALATERAL.get(one))
     assert np.array_equal(mask, clean == other)
-    assert np.array_equal(dirty == other, truth)
+    assert np.array_equal(corrupted == other, truth)
 
 
-@every_spoilt("shifted")
+@each_organ("shifted")
 def test_shifted_label_keeps_its_shape(persons, kind, organ, seed):
-    _, dirty, truth, mask, _ = spoilt(persons, kind, organ, seed)
+    _, corrupted, truth, mask, _ = with_error(persons, kind, organ, seed)
     assert (mask & truth).sum() <= 0.8 * truth.sum()
     was, now = np.argwhere(truth), np.argwhere(mask)
     if len(was) == len(now):  # else it was cut off at the border
         assert len(np.unique(now - was, axis=0)) == 1
-    assert (dirty[truth & ~mask] == 0).all()
+    assert (corrupted[truth & ~mask] == 0).all()
 
 
 def test_shift_at_the_border_loses_what_leaves_the_map():
@@ -190,24 +193,24 @@ def test_shift_at_the_border_loses_what_leaves_the_map():
     counts = []
     for seed in range(10):
         moved = label.copy()
-        spoil(moved, 5, "shifted", rng=np.random.default_rng(seed), spacing_mm=(5, 5, 5), others=[])
+        corrupt_label(moved, 5, "shifted", rng=np.random.default_rng(seed), spacing_mm=(5, 5, 5), others=[])
         counts.append((moved == 5).sum())
     assert min(counts) < 3 * 12 * 12
 
 
-@every_spoilt("eroded")
+@each_organ("eroded")
 def test_eroded_label_loses_its_surface(persons, kind, organ, seed):
-    clean, dirty, truth, mask, _ = spoilt(persons, kind, organ, seed)
+    clean, corrupted, truth, mask, _ = with_error(persons, kind, organ, seed)
     assert 0.39 < mask.sum() / truth.sum() < 0.76
-    assert set(dirty[dirty != clean]) == {0}
+    assert set(corrupted[corrupted != clean]) == {0}
     depth_mm = ndimage.distance_transform_edt(truth, sampling=SPACING_MM)
     assert depth_mm[truth & ~mask].max() <= depth_mm[mask].min() + 2 * max(SPACING_MM)
     assert depth_mm[mask].mean() > depth_mm[truth & ~mask].mean()
 
 
-@every_spoilt("dilated")
-def test_dilated_label_swells_within_the_body(persons, kind, organ, seed):
-    clean, dirty, truth, mask, _ = spoilt(persons, kind, organ, seed)
+@each_organ("dilated")
+def test_dilated_label_grows_within_the_body(persons, kind, organ, seed):
+    clean, corrupted, truth, mask, _ = with_error(persons, kind, organ, seed)
     gained = mask & ~truth
     assert (mask >= truth).all()
     assert 0.34 < gained.sum() / truth.sum() < 1.01
@@ -215,20 +218,20 @@ def test_dilated_label_swells_within_the_body(persons, kind, organ, seed):
     distance_mm = ndimage.distance_transform_edt(~truth, sampling=SPACING_MM)
     rest = (clean > 0) & ~mask
     assert distance_mm[gained].max() <= distance_mm[rest].min() + 2 * max(SPACING_MM) + distance_mm[gained].mean()
-    assert np.array_equal(dirty != clean, gained)
+    assert np.array_equal(corrupted != clean, gained)
 
 
 def test_listed_labels_are_those_below_the_stated_dice(persons):
     seen = set()
     for person in persons:
-        dice, present = label_dice(person.dirty, person.clean), set(np.unique(person.dirty))
+        dice, present = label_dice(person.corrupted, person.clean), set(np.unique(person.corrupted))
         listed = [label for label, _ in person.errors]
         assert listed == [label for label, score in dice.items() if score < WRONG_BELOW_DICE and label in present]
         seen |= {kind for _, kind in person.errors}
     assert seen == {*KINDS, "overwritten"}
 
 
-def test_neighbours_that_lose_much_are_overwritten_and_those_that_lose_little_are_right():
+def test_neighbours_that_lose_much_are_overwritten_and_those_that_lose_little_are_correct():
     clean = np.full((40, 40, 40), TISSUES[1], np.uint8)
     clean[10:30, 10:30, 10:30] = IDS["liver"]
     clean[30:32, 15:20, 15:20] = IDS["gallbladder"]
@@ -241,19 +244,19 @@ def test_neighbours_that_lose_much_are_overwritten_and_those_that_lose_little_ar
     pytest.fail("no seed dilated the liver alone")
 
 
-def test_organs_are_hit_at_the_given_rate_and_tissues_never():
+def test_organs_get_errors_at_the_given_rate_and_tissues_never():
     clean = draw_label_map(np.random.default_rng(0))[0]
-    organs, aimed = len(np.unique(clean)) - 1 - len(TISSUES), []
+    organs, with_own_error = len(np.unique(clean)) - 1 - len(TISSUES), []
     for seed in range(12):
         _, errors = inject_errors(clean, rate=0.05, rng=np.random.default_rng(seed), spacing_mm=SPACING_MM)
-        aimed.append(sum(kind != "overwritten" for _, kind in errors))
+        with_own_error.append(sum(kind != "overwritten" for _, kind in errors))
         assert not {label for label, _ in errors} & set(TISSUES)
-    assert 0.03 < np.mean(aimed) / organs < 0.1
+    assert 0.03 < np.mean(with_own_error) / organs < 0.1
 
 
 def test_without_errors_the_map_stays(persons):
-    dirty, errors = inject_errors(persons[0].clean, rate=0, rng=np.random.default_rng(0), spacing_mm=SPACING_MM)
-    assert np.array_equal(dirty, persons[0].clean)
+    corrupted, errors = inject_errors(persons[0].clean, rate=0, rng=np.random.default_rng(0), spacing_mm=SPACING_MM)
+    assert np.array_equal(corrupted, persons[0].clean)
     assert errors == []
 
 
@@ -273,7 +276,7 @@ def test_written_maps_are_integers_with_their_affine_and_errors_name_their_cases
     for index, (labels, truth) in enumerate(zip(cohort.labels, cohort.truth, strict=True)):
         person, image = make_subject(4, index, error_rate=0.1), nib.load(labels)
         assert image.get_data_dtype() == np.uint8
-        assert np.array_equal(np.asarray(image.dataobj), person.dirty)
+        assert np.array_equal(np.asarray(image.dataobj), person.corrupted)
         assert np.array_equal(np.asarray(nib.load(truth).dataobj), person.clean)
         assert image.affine == pytest.approx(person.affine, abs=1e-4)
         rows = cohort.errors[cohort.errors["case"] == labels.name.removesuffix(".nii.gz")]
@@ -290,5 +293,5 @@ def test_written_maps_are_integers_with_their_affine_and_errors_name_their_cases
     ],
 )
 def test_bad_options_are_named(tmp_path, options, message):
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         make_cohort(tmp_path, **options)

@@ -1,27 +1,81 @@
+import json
 import shutil
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 
-from tools.pack import ROOT, main, pack, reachable
+from scripts.common.errors import InputError
+from tools.pack import ROOT, main, named_modules, pack, packed_modules
+
+
+def names(files):
+    return {path.relative_to(ROOT).as_posix() for path in files}
 
 
 def test_modules_are_followed_through_their_imports():
-    names = {path.relative_to(ROOT).as_posix() for path in reachable(['"_target_": "scripts.output.SaveLabelMapd"'])}
-    assert names == {
+    assert names(packed_modules(["scripts.io.writing.SaveLabelMapd"])) == {
         "scripts/__init__.py",
-        "scripts/errors.py",
-        "scripts/files.py",
-        "scripts/names.py",
-        "scripts/output.py",
+        "scripts/common/__init__.py",
+        "scripts/common/errors.py",
+        "scripts/common/files.py",
+        "scripts/common/flags.py",
+        "scripts/common/label_maps.py",
+        "scripts/common/names.py",
+        "scripts/io/__init__.py",
+        "scripts/io/writing.py",
     }
 
 
+def test_targets_at_any_depth_name_modules_and_prose_does_not():
+    config = {
+        "a": [{"_target_": "scripts.io.loading.LoadVolumed", "_desc_": "unlike scripts.brats.loading"}],
+        "loss#_target_": "scripts.training.losses.MaskedDiceCELoss",
+        "b": {"_target_": "SwinUNETR", "c": {"_target_": "scripts.common.flags.parse_flag"}},
+    }
+    assert named_modules(config) == {
+        "scripts.io.loading.LoadVolumed",
+        "scripts.training.losses.MaskedDiceCELoss",
+        "scripts.common.flags.parse_flag",
+    }
+
+
+def test_module_that_does_not_exist_is_refused():
+    with pytest.raises(InputError, match=r"^scripts\.none\.Thing: no such module below scripts"):
+        packed_modules(["scripts.none.Thing"])
+
+
+@pytest.mark.parametrize(
+    ("bundle", "absent"),
+    [
+        ("swin_bob_btcv", ("scripts/brats", "scripts/solf", "scripts/cohort", "scripts/prepare_brats")),
+        ("swin_bob_brats", ("scripts/solf", "scripts/cohort", "btcv")),
+        ("solf_filter", ("scripts/brats", "scripts/etta", "swin_unetr", "scripts/training", "scripts/io/dicom")),
+    ],
+)
+def test_a_bundle_holds_nothing_of_another(bundle, absent, tmp_path):
+    with zipfile.ZipFile(pack(ROOT / "bundles" / bundle, tmp_path)) as archive:
+        packed = [name.removeprefix(f"{bundle}/") for name in archive.namelist()]
+    assert not [name for name in packed if name.startswith("scripts") and any(part in name for part in absent)]
+
+
+def test_documented_commands_are_packed_and_run(tmp_path):
+    for bundle in (path for path in (ROOT / "bundles").iterdir() if path.is_dir()):
+        with zipfile.ZipFile(pack(bundle, tmp_path)) as archive:
+            archive.extractall(tmp_path)
+        for command in json.loads((bundle / "configs" / "metadata.json").read_text())["command_modules"]:
+            run = [sys.executable, "-m", command, "--help"]
+            done = subprocess.run(run, cwd=tmp_path / bundle.name, capture_output=True, text=True)
+            assert f"python -m {command}" in done.stdout, done.stderr
+
+
 def test_assets_travel_with_their_modules():
-    """The report's page and style are no Python, and needed all the same."""
-    names = {path.name for path in reachable(["scripts.solf.report.write"])}
-    assert {"index.html", "report.css", "core.js"} <= names
-    assert "index.html" not in {path.name for path in reachable(["scripts.solf.features"])}
+    """The report's page and style are not Python, and needed all the same."""
+    found = {Path(name).name for name in names(packed_modules(["scripts.solf.report.write"]))}
+    assert {"index.html", "report.css", "core.js"} <= found
+    assert "index.html" not in {Path(name).name for name in names(packed_modules(["scripts.solf.features"]))}
 
 
 @pytest.mark.parametrize("weights", [True, False])

@@ -11,11 +11,11 @@ from tools.phantom import (
     DEFAULT_SHAPE,
     DEFAULT_SPACING_MM,
     ORGANS,
-    ORIENTATIONS,
     main,
     torso_phantom,
     write_cohort,
 )
+from tools.phantom_cohort import ORIENTATIONS
 
 COARSE = {"shape": (38, 28, 33), "spacing_mm": (8.0, 8.0, 8.0)}
 LABELS = {name: number for number, name in enumerate(ORGANS, start=1)}
@@ -267,23 +267,23 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write_cohort(tmp_path, cases=4, **COARSE)
     assert path.read_bytes() == before
-    assert list(tmp_path.rglob("*.part")) == []
+    assert list(tmp_path.rglob(".*")) == []
 
 
 def test_command_line_prints_the_datalist(tmp_path, capsys):
-    main([str(tmp_path), "--cases", "3", "--shape", "38", "28", "33", "--spacing", "8", "8", "8"])
+    assert main([str(tmp_path), "--cases", "3", "--shape", "38", "28", "33", "--spacing", "8", "8", "8"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "dataset_0.json")
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"cases": 2}, "cases=2 leaves a split empty; give at least 3"),
+        ({"cases": 2}, "cases=2 is too few for training, validation and test; give at least 3"),
         ({"seed": -1}, "seed=-1 is negative; give 0 or more"),
-        ({"shape": (8, 8)}, "shape=(8, 8) is no grid; give three positive numbers of voxels"),
-        ({"shape": (8, 0, 8)}, "shape=(8, 0, 8) is no grid; give three positive numbers of voxels"),
-        ({"spacing_mm": (3, 3, 0)}, "spacing_mm=(3, 3, 0) is no voxel size; give three positive mm"),
-        ({"spacing_mm": (3, 3)}, "spacing_mm=(3, 3) is no voxel size; give three positive mm"),
+        ({"shape": (8, 8)}, "shape=(8, 8) is not a grid; give three positive numbers of voxels"),
+        ({"shape": (8, 0, 8)}, "shape=(8, 0, 8) is not a grid; give three positive numbers of voxels"),
+        ({"spacing_mm": (3, 3, 0)}, "spacing_mm=(3, 3, 0) is not a voxel size; give three positive numbers of mm"),
+        ({"spacing_mm": (3, 3)}, "spacing_mm=(3, 3) is not a voxel size; give three positive numbers of mm"),
     ],
 )
 def test_bad_options_are_named(tmp_path, wrong, message):
@@ -294,5 +294,5 @@ def test_bad_options_are_named(tmp_path, wrong, message):
 
 
 def test_a_grid_too_coarse_for_an_organ_is_refused():
-    with pytest.raises(ValueError, match=r"shape=\(6, 5, 5\) leaves no voxel of .*; take more and smaller voxels"):
+    with pytest.raises(ValueError, match=r"shape=\(6, 5, 5\) leaves no voxel of .*; give more and smaller voxels"):
         phantom(0, (6, 5, 5), (50.0, 44.0, 52.0))

@@ -1,1 +1,0 @@
-"""The QC report of the label filter."""

@@ -1,4 +1,4 @@
-"""The table of decisions in blocks of a fixed number of cases, however it comes."""
+"""Blocks of a fixed number of cases of the table of decisions."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+
+from scripts.common.errors import InputError
 
 DECISIONS = ("keep", "reject", "drop")
 MAX_LABEL = np.iinfo(np.uint16).max
@@ -24,9 +26,9 @@ class Block:
         values: (N, F) features.
         percentiles: (N, F), 0 to 100.
         votes: (N,) features outside.
-        decisions: (N,) uint8, places in DECISIONS.
-        rejected: (N,) bool; of a dropped case the labels that had the votes.
-        reasons: (N,) texts, "" where there is none.
+        decisions: (N,) uint8, indices into DECISIONS.
+        rejected: (N,) bool; in a dropped case the labels with enough votes.
+        reasons: (N,) texts, "" for none.
     """
 
     names: list[str]
@@ -42,16 +44,17 @@ class Block:
 
 
 def read_blocks(chunks: Iterable[pd.DataFrame], *, features: Sequence[str], votes: int, cases: int) -> Iterator[Block]:
-    """Cut chunks of whole cases anew, so that what follows does not depend on how they came.
+    """Regroup chunks of whole cases into blocks, so that the report does not depend on the size of the chunks.
 
     Args:
         chunks: the table of decisions, in order of case.
         features: those that vote.
-        votes: features outside that reject a label.
-        cases: in each block but the last.
+        votes: number of features outside that rejects a label.
+        cases: number of cases in each block but the last.
 
     Raises:
-        ValueError: columns are missing, cases are not in ascending order or cut in two, a label or a decision is none.
+        InputError: columns are missing, cases are not in ascending order or are split between chunks, a label or a
+            decision is unknown.
     """
     columns = ["case", "label", "organ", *features, *(f"{f}_percentile" for f in features)]
     columns += ["votes", "decision", "reason"]
@@ -70,16 +73,16 @@ def read_blocks(chunks: Iterable[pd.DataFrame], *, features: Sequence[str], vote
 
 
 def _in_order(chunks: Iterable[pd.DataFrame], columns: Sequence[str]) -> Iterator[tuple[Sequence[str], pd.DataFrame]]:
-    """Yield the cases of each chunk that has rows, and its columns."""
+    """Yield the names of the cases and the columns of each chunk that has rows."""
     last = None
     for chunk in chunks:
         if missing := [name for name in columns if name not in chunk]:
-            raise ValueError(f"the table of decisions lacks {', '.join(missing)}: write it with these thresholds.")
+            raise InputError(f"the table of decisions lacks {', '.join(missing)}; write it with these thresholds.")
         if len(chunk):
             names = list(chunk["case"].iloc[_starts(chunk)[:-1]])
             for before, after in zip([last, *names[:-1]], names, strict=True):
                 if before is not None and not before < after:
-                    raise ValueError(f"case {after!r} comes after {before!r}: give whole cases, in order of name.")
+                    raise InputError(f"case {after!r} comes after {before!r}; give whole cases, in order of name.")
             last = names[-1]
             yield names, chunk[list(columns)]
 
@@ -93,8 +96,8 @@ def _starts(table: pd.DataFrame) -> np.ndarray:
 def _block(table: pd.DataFrame, features: Sequence[str], votes: int) -> Block:
     labels, starts = table["label"].to_numpy(), _starts(table)
     if labels.min() < 0 or labels.max() > MAX_LABEL:
-        raise ValueError(
-            f"the table of decisions holds labels {labels.min()} to {labels.max()}: need 0 to {MAX_LABEL}."
+        raise InputError(
+            f"the table of decisions holds labels {labels.min()} to {labels.max()}, need 0 to {MAX_LABEL}."
         )
     texts = table["decision"].to_numpy(dtype=object)
     decisions = np.full(len(table), len(DECISIONS), dtype=np.uint8)
@@ -102,7 +105,7 @@ def _block(table: pd.DataFrame, features: Sequence[str], votes: int) -> Block:
         decisions[texts == text] = code
     if (decisions == len(DECISIONS)).any():
         text = texts[decisions == len(DECISIONS)][0]
-        raise ValueError(f"the table of decisions holds {text!r}: a decision is one of {', '.join(DECISIONS)}.")
+        raise InputError(f"the table of decisions holds {text!r}: a decision is one of {', '.join(DECISIONS)}.")
     counted = table["votes"].to_numpy()
     return Block(
         names=[str(name) for name in table["case"].iloc[starts[:-1]]],

@@ -1,4 +1,4 @@
-"""What the report keeps of every case: a few numbers each, by which the page sorts and filters."""
+"""The report's index of cases: the numbers by which the page sorts and filters."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _COLUMNS = {"labels": np.uint16, "rejected": np.uint16, "dropped": np.uint8, "wo
 class CaseIndex:
     """Collects, block by block, a row per case; about 30 bytes and its name.
 
-    Its columns: `labels`, `rejected`, both counts; `dropped`, 1 of a dropped case; `worst`, the rejected label that is
-    farthest outside, 0 where none is; `excess`, how far (see `Limits.excess`).
+    Columns: `labels` and `rejected`, numbers of labels; `dropped`, 1 for a dropped case; `worst`, the rejected label
+    that is farthest outside its thresholds, 0 for none; `excess`, how far (see `Limits.excess`).
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class CaseIndex:
         return {"row": row, "case": self.names[row], **{name: self.column(name)[row].item() for name in _COLUMNS}}
 
     def worst(self, count: int) -> list[int]:
-        """Return the cases with most rejected labels, then those farthest outside, then by name."""
+        """Return the cases with most rejected labels; ties are ordered by excess, then by name."""
         rejected, excess = self.column("rejected").astype(np.int64), self.column("excess")
         order = np.lexsort((-excess, -rejected))[:count]
         return [int(row) for row in order if rejected[row]]

@@ -9,22 +9,23 @@ from typing import Any
 
 import numpy as np
 
+from scripts.common.errors import InputError
 from scripts.solf.report.blocks import MAX_LABEL, Block
 
 LABELS = MAX_LABEL + 1
 BINS = 60
-REACH = 0.75  # of the width between the thresholds is shown on either side of them
+REACH = 0.75  # of the distance between the thresholds is shown on either side of them
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The thresholds as (65536, F) arrays by label id; what is unknown or unbounded has infinite ones.
+    """The thresholds as (65536, F) arrays by label id, infinite where there is none.
 
     Attributes:
-        features: those that vote.
-        votes: features outside that reject a label.
+        features: names of the voting features.
+        votes: number of features outside that rejects a label.
         organs: label id to name.
-        subjects: label id to the number of subjects that the thresholds come from.
+        subjects: label id to the number of subjects that the thresholds were fitted to.
         low: values below are outside.
         high: values above are outside.
         median: of the cohort, NaN where unknown.
@@ -43,10 +44,10 @@ class Limits:
         """Read the content of `thresholds.json`.
 
         Raises:
-            ValueError: it lacks `features`, `votes` or `organs`.
+            InputError: it lacks `features`, `votes` or `organs`.
         """
         if missing := [key for key in ("features", "votes", "organs") if key not in thresholds]:
-            raise ValueError(f"the thresholds lack {', '.join(missing)}: give the content of thresholds.json.")
+            raise InputError(f"the thresholds lack {', '.join(missing)}; give the content of thresholds.json.")
         features, organs = list(thresholds["features"]), {int(k): organ for k, organ in thresholds["organs"].items()}
         bounds = {"low": -np.inf, "high": np.inf, "median": np.nan}
         tables = {name: np.full((LABELS, len(features)), nothing) for name, nothing in bounds.items()}
@@ -61,7 +62,7 @@ class Limits:
 
     @cached_property
     def width(self) -> np.ndarray:
-        """The distance between the thresholds; for one alone twice its distance from the median; else NaN."""
+        """Distance between the thresholds; if there is only one, twice its distance from the median; else NaN."""
         with np.errstate(invalid="ignore"):
             both = self.high - self.low
             alone = 2 * np.abs(np.where(np.isfinite(self.low), self.low, self.high) - self.median)
@@ -73,7 +74,7 @@ class Limits:
 
         Args:
             labels: (N,) ids.
-            values: (N, F) features; NaN counts nothing.
+            values: (N, F) features; NaN counts as inside.
         """
         beyond = np.fmax(np.fmax(self.low[labels] - values, values - self.high[labels]), 0)
         width = self.width[labels]
@@ -82,7 +83,7 @@ class Limits:
 
 
 class OrganCounts:
-    """Counts, block by block, the labels of each organ, how many are rejected or outside, and the range of features.
+    """Counts, block by block, labels, rejections and values outside thresholds, and the range of each feature.
 
     Args:
         limits: the thresholds.
@@ -111,11 +112,11 @@ class OrganCounts:
             self.names.setdefault(int(label), str(block.organs[row]))
 
     def present(self) -> list[int]:
-        """Return the label ids that were seen."""
+        """Return the label ids that occur."""
         return [int(label) for label in np.flatnonzero(self.counts["labels"])]
 
     def data(self) -> list[dict[str, Any]]:
-        """Return a row per organ that was seen or has thresholds."""
+        """Return a row per organ that occurs or has thresholds."""
         rows = []
         for label in sorted(set(self.present()) | set(self.limits.organs)):
             counts = {name: int(values[label]) for name, values in self.counts.items()}
@@ -125,10 +126,10 @@ class OrganCounts:
 
 
 class Histograms:
-    """Counts, block by block, the kept and the rejected labels in equal bins of each feature and organ.
+    """Histograms of kept and rejected labels for each feature and organ, counted block by block.
 
-    The bins reach beyond the thresholds by REACH of their width, as far as there are values; the rest is counted
-    as below or above. Without thresholds they cover all values.
+    The bins are of equal width and reach beyond the thresholds by REACH of their distance, as far as there are values;
+    other values are counted as below or above. Without thresholds the bins cover all values.
 
     Args:
         organs: the counts of the same table, complete.
@@ -150,7 +151,7 @@ class Histograms:
         high = np.where(np.isfinite(high), high, median + width / 2)
         start = np.fmax(organs.least[here], low - REACH * width)
         stop = np.fmin(organs.most[here], high + REACH * width)
-        start, stop = np.fmin(start, low), np.fmax(stop, high)  # the thresholds are always in the picture
+        start, stop = np.fmin(start, low), np.fmax(stop, high)  # the thresholds are always shown
         flat = ~(stop > start)
         stop = np.where(flat, start + np.fmax(np.abs(start) * 1e-3, 1e-6), stop)
         return start, stop
@@ -171,7 +172,7 @@ class Histograms:
         self.counts += np.bincount(flat, minlength=self.counts.size).reshape(self.counts.shape)
 
     def data(self) -> dict[str, dict[str, Any]]:
-        """Return label id to feature to the histogram and its thresholds; null where there is none."""
+        """Return the histograms with their thresholds by label id and feature; a missing threshold is null."""
         return {
             str(label): {name: self._one(row, column) for column, name in enumerate(self.limits.features)}
             for row, label in enumerate(self.present)

@@ -1,4 +1,4 @@
-"""The report's folder: replaced as a whole, with data as scripts, since pages opened from disk may not fetch files."""
+"""The report's folder: replaced as a whole; data are scripts, because pages opened from disk may not fetch files."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from scripts.common.errors import InputError
+
 ASSETS = Path(__file__).with_name("assets")
-DIGITS, LEAST = 4, 1e-99
+DIGITS, MIN_MAGNITUDE = 4, 1e-99
 _TEMPORARY = ".tmp-qc-"
 _LIBRARIES = {
     "bokeh.min.js": ("bokeh", "bokeh/server/static/js/bokeh.min.js"),
@@ -33,16 +35,16 @@ def whole_folder(final: Path) -> Iterator[Path]:
     """Yield a temporary folder that replaces `final` when the block ends well.
 
     Folders cannot be exchanged in one step: a process that is killed between the two renames leaves the old report
-    under its temporary name, which the next run removes.
+    under a temporary name, which the next run removes.
 
     Args:
-        final: the folder to write; a report that is there stays until then.
+        final: the folder to write; an older report stays there until the new one is complete.
 
     Raises:
-        ValueError: `final` is there and is no report.
+        InputError: `final` exists and is not a report.
     """
     if final.exists() and not (final / "index.html").is_file():
-        raise ValueError(f"{final}: is there and holds no index.html, so it is no report; move it away.")
+        raise InputError(f"{final}: exists and holds no index.html, so it is not a report; move it away.")
     final.parent.mkdir(parents=True, exist_ok=True)
     for leftover in final.parent.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(leftover)
@@ -63,11 +65,11 @@ def whole_folder(final: Path) -> Iterator[Path]:
 
 
 def write_data(folder: Path, name: str, data: Any) -> None:
-    """Write `data/<name>.js`, which hands its data to the page that loads it.
+    """Write `data/<name>.js`, which passes its data to the page that loads it.
 
     Args:
-        folder: the report's.
-        name: by which the page asks for it.
+        folder: the report's folder.
+        name: name under which the page loads it.
         data: plain values.
     """
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
@@ -78,7 +80,7 @@ def packed(column: np.ndarray) -> dict[str, Any]:
     """Return numbers compressed, for `qc.unpack` in the page.
 
     Args:
-        column: (N,) of a type that JavaScript has an array for.
+        column: (N,) of a type with a JavaScript array.
 
     Returns:
         `type`, `size`, and `data`: the lowest bytes of all numbers, then the next (equal bytes in a row compress
@@ -90,16 +92,16 @@ def packed(column: np.ndarray) -> dict[str, Any]:
 
 
 def packed_decimals(column: np.ndarray) -> dict[str, Any]:
-    """Return floats with DIGITS digits, compressed: as the page shows them, and half of what float32 takes.
+    """Return floats rounded to DIGITS digits, as the page shows them, compressed; half the size of float32.
 
     Args:
-        column: (N,); what is not finite becomes NaN, what is below LEAST 0.
+        column: (N,); values that are not finite become NaN, magnitudes below MIN_MAGNITUDE 0.
 
     Returns:
         `mantissa` and `exponent`; a value is mantissa x 10^exponent, and NaN where the exponent is -128.
     """
     known = np.isfinite(column)
-    sizes = np.where(known & (np.abs(column) > LEAST), np.abs(column), 1.0)
+    sizes = np.where(known & (np.abs(column) > MIN_MAGNITUDE), np.abs(column), 1.0)
     exponents = np.floor(np.log10(sizes)) - (DIGITS - 1)
     mantissas = np.round(np.where(known, column, 0.0) * 10.0**-exponents)
     longer = np.abs(mantissas) >= 10**DIGITS  # 9999.6 became 10000
@@ -122,10 +124,10 @@ def copy_assets(folder: Path) -> None:
     """Copy the page, and the libraries that it needs with their licenses.
 
     Args:
-        folder: the report's.
+        folder: the report's folder.
 
     Raises:
-        ValueError: a library is not installed, or not as this module knows it.
+        InputError: a library is not installed, or not in the expected form.
     """
     for asset in sorted(ASSETS.iterdir()):
         shutil.copyfile(asset, folder / asset.name)
@@ -141,8 +143,8 @@ def _packaged(package: str, path: str) -> str:
     try:
         return Path(str(distribution(package).locate_file(path))).read_text(encoding="utf-8")
     except (PackageNotFoundError, FileNotFoundError) as error:
-        raise ValueError(
-            f"the report needs {path} of the package {package}: pip install -r requirements.txt"
+        raise InputError(
+            f"the report needs {path} of the package {package}; pip install -r requirements.txt"
         ) from error
 
 
@@ -156,6 +158,6 @@ def _classic(module: str) -> str:
     exports = _EXPORTS.findall(module)
     default = re.search(r"([\w$]+) as default\b", exports[0]) if len(exports) == 1 else None
     if not default:
-        raise ValueError("DataTables of the package itables has no single list of exports: pip install itables==2.9.1")
+        raise InputError("DataTables of the package itables has no single list of exports; pip install itables==2.9.1")
     body = _EXPORTS.sub("", module)
     return f'(()=>{{"use strict";\n{body}\nwindow.DataTable={default[1]};\n}})();\n'

@@ -1,15 +1,15 @@
-"""The QC report of the label filter: a folder `qc` whose `index.html` opens from disk, without server or network."""
+"""The QC report of the label filter: a folder `qc` with an `index.html` that needs neither server nor network."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from scripts.common.errors import InputError
 from scripts.solf.report.blocks import Block, read_blocks
 from scripts.solf.report.cases import CaseIndex
 from scripts.solf.report.counts import Histograms, Limits, OrganCounts
@@ -20,10 +20,10 @@ CASES_PER_PAGE = 64
 _NO_PERCENTILE = np.iinfo(np.uint16).max
 
 _RULES = {
-    "percentile": "the lowest and the highest {epsilon_percent:g} % of the cohort are outside, organ by organ",
-    "iqr": "values more than {iqr_factor:g} times the interquartile range beyond the quartiles are outside",
-    "mad": "values more than {mad_factor:g} robust standard deviations from the median are outside",
-    "ranges": "values outside of fixed ranges are outside",
+    "percentile": "the lowest and the highest {epsilon_percent:g} % of the cohort, for each organ",
+    "iqr": "values more than {iqr_factor:g} times the interquartile range beyond the quartiles",
+    "mad": "values more than {mad_factor:g} robust standard deviations from the median",
+    "ranges": "values outside the fixed ranges of the published code",
 }
 
 
@@ -33,33 +33,33 @@ def write_report(
     decisions: Callable[[], Iterator[pd.DataFrame]],
     thresholds: Mapping[str, Any],
     sources: Mapping[str, str],
+    load: Callable[[str], Any],
     worst: int = 24,
-    label_names: str | Path = "",
 ) -> Path:
-    """Write `<output_dir>/qc`; an older report there is replaced when the new one is whole.
+    """Write `<output_dir>/qc`; an older report there is replaced when the new one is complete.
 
     The table of decisions is read twice, block by block: first for the label pages, the cases and the organs, then for
     the histograms. The page loads a block of cases when one of them is opened.
 
     Args:
-        output_dir: folder that gets the folder `qc`.
-        decisions: gives the table of decisions in chunks of whole cases, in order of case; called twice. Its columns
+        output_dir: folder in which `qc` is written.
+        decisions: returns the table of decisions in chunks of whole cases, in order of case; called twice. Its columns
             are `case`, `label`, `organ`, each voting feature and its `_percentile`, `votes`, `decision` (`keep`,
             `reject` or `drop`) and `reason`.
         thresholds: the content of `thresholds.json`.
-        sources: case to the file of its label map, for the pictures; a file that cannot be read costs its picture.
-        worst: the most cases with a picture; those with most rejected labels, then those farthest outside.
-        label_names: the maps' own ids and names, see `scripts.solf.transforms.LoadLabelMapd`.
+        sources: case to the file of its label map, for the pictures; a file that cannot be read has no picture.
+        load: reads such a file as a MetaTensor (1, I, J, K).
+        worst: maximum number of cases with a picture: those with most rejected labels, then those farthest outside.
 
     Returns:
         The file `index.html`.
 
     Raises:
-        ValueError: `worst` is negative, the table lacks columns or is out of order, the thresholds lack an entry, a
-            library is not installed, or `qc` is a folder that is no report.
+        InputError: `worst` is negative, the table lacks columns or is out of order, the thresholds lack an entry, a
+            library is not installed, or `qc` is not a report.
     """
     if worst < 0:
-        raise ValueError(f"worst is {worst}: give the number of cases to draw, 0 for none.")
+        raise InputError(f"worst is {worst}: give the number of cases to draw, 0 for none.")
     limits = Limits.read(thresholds)
     with whole_folder(Path(output_dir) / "qc") as folder:
         copy_assets(folder)
@@ -71,8 +71,7 @@ def write_report(
             write_data(folder, f"labels-{number:05d}", _page(block))
         chosen = index.worst(worst)
         histograms, rejected = _second_pass(_blocks(decisions, limits), organs, chosen)
-        draw = partial(draw_organ, label_names=label_names)
-        worst_cases = [_worst_case(folder, n, case, index, rejected, sources, draw) for n, case in enumerate(chosen)]
+        worst_cases = [_worst_case(folder, n, case, index, rejected, sources, load) for n, case in enumerate(chosen)]
         write_data(folder, "overview", _overview(thresholds, index, organs, worst_cases))
         write_data(folder, "histograms", histograms.data())
         write_data(folder, "cases", index.data())
@@ -121,18 +120,21 @@ def _worst_case(
     index: CaseIndex,
     rejected: Mapping[int, Sequence[Mapping[str, Any]]],
     sources: Mapping[str, str],
-    draw: Callable[..., tuple[int, int]],
+    load: Callable[[str], Any],
 ) -> dict[str, Any]:
-    """Draw a case and return what the page says of it."""
+    """Draw a case and return its entry for the page."""
     about = {**index.case(case), "rejections": rejected[case]}
-    name, picture = about["case"], f"pictures/{number:03d}.png"
+    source, picture = sources.get(about["case"], ""), f"pictures/{number:03d}.png"
+    if not source:
+        return {**about, "picture": None, "why": "the path of its label map is unknown"}
     try:
-        if name not in sources:
-            raise ValueError("no label map is named for it")
         labels = [row["label"] for row in rejected[case]]
-        size_px = draw(sources[name], folder / picture, label=about["worst"], rejected=labels)
-    except (ValueError, OSError) as error:
-        return {**about, "picture": None, "why": f"{Path(sources.get(name, '')).name} {error}".strip()}
+        volume = load(source)
+        array, affine = volume[0].numpy(), volume.affine.numpy()
+        size_px = draw_organ(array, affine, folder / picture, label=about["worst"], rejected=labels)
+    except InputError as error:
+        why = str(error).removeprefix(f"{source}: ").rstrip(".")
+        return {**about, "picture": None, "why": f"{Path(source).name}: {why}"}
     return {**about, "picture": picture, "size": size_px}
 
 
@@ -154,17 +156,18 @@ def _overview(
 
 
 def rule_in_words(thresholds: Mapping[str, Any]) -> str:
-    """Say in a few sentences when a label is rejected.
+    """Describe in a few sentences when a label is rejected.
 
     Args:
-        thresholds: the content of `thresholds.json`; a rule that is not known here is named.
+        thresholds: the content of `thresholds.json`; without `rule` the sentence about it is left out.
     """
     features, rule = thresholds["features"], str(thresholds.get("rule", ""))
     names = ", ".join(str(feature).replace("_", " ") for feature in features)
     count = f"at least {thresholds['votes']} of {len(features)} features ({names})"
-    try:
-        outside = _RULES[rule].format(**thresholds)
-    except KeyError:
-        outside = f"what is outside follows the rule {rule or 'of thresholds.json'}"
-    subjects = f" The thresholds come from {thresholds['subjects']} subjects." if "subjects" in thresholds else ""
-    return f"A label is rejected when {count} are outside their thresholds; {outside}.{subjects}"
+    sentences = [f"A label is rejected if {count} are outside their thresholds."]
+    if rule:
+        outside = _RULES[rule].format(**thresholds) if rule in _RULES else f"values by the rule {rule}"
+        sentences.append(f"Outside are {outside}.")
+    if "subjects" in thresholds:
+        sentences.append(f"The thresholds were fitted to {thresholds['subjects']} subjects.")
+    return " ".join(sentences)

@@ -1,11 +1,18 @@
+import json
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from scripts.cohort import journal as module
 from scripts.cohort.journal import Journal
+from scripts.common.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -40,7 +47,7 @@ def test_payloads_come_in_the_order_asked_for_without_the_unfinished(path, cases
 
 
 @pytest.mark.parametrize("change", ["size", "mtime", "path", "settings", "gone"])
-def test_other_file_or_settings_are_not_finished_and_replaced(path, cases, change, tmp_path):
+def test_case_with_another_file_or_settings_is_not_finished_and_is_replaced(path, cases, change, tmp_path):
     fill(path, cases)
     file, settings, case = tmp_path / "a.nii", "epsilon 2", dict(cases[0])
     if change == "size":
@@ -64,7 +71,21 @@ def test_other_file_or_settings_are_not_finished_and_replaced(path, cases, chang
         assert journal.finished([case]) == {"a"}
 
 
-def test_file_that_changes_while_it_is_read_is_done_again(path, cases, tmp_path):
+def test_finished_cases_do_not_depend_on_the_modules_that_a_process_has_imported(path, cases):
+    code = (
+        "import json, sys\n"
+        "from scripts.cohort.journal import Journal\n"
+        "assert 'torch' not in sys.modules\n"
+        "cases = json.loads(sys.argv[2])\n"
+        "with Journal(sys.argv[1], settings='same') as journal:\n"
+        "    journal.put(cases[0], b'1')\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path), json.dumps(cases)], cwd=ROOT, check=True)
+    with Journal(path, settings="same") as journal:
+        assert journal.finished(cases) == {"a"}
+
+
+def test_file_that_changes_while_it_is_processed_is_not_finished(path, cases, tmp_path):
     with Journal(path, settings="") as journal:
         journal.finished(cases)
         (tmp_path / "a.nii").write_text("changed before the function returned")
@@ -124,7 +145,7 @@ def test_finished_cases_are_found_without_reading_payloads(path, cases):
 def test_second_run_in_the_same_folder_is_refused(path, cases):
     with Journal(path, settings="") as journal:
         journal.put(cases[0], b"1")
-        with pytest.raises(ValueError, match=r"journal\.sqlite: another run works in this folder; wait for its end"):
+        with pytest.raises(InputError, match=r"journal\.sqlite: another run is using this folder; wait until it ends"):
             Journal(path, settings="")
         journal.put(cases[1], b"2")
     with Journal(path, settings="") as journal:
@@ -135,7 +156,7 @@ def test_second_process_is_refused_while_the_first_one_lives(path, cases):
     def child():
         try:
             Journal(path, settings="")
-        except ValueError:
+        except InputError:
             path.with_name("refused").touch()
 
     with Journal(path, settings=""):
@@ -165,20 +186,23 @@ def flipped(path):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [
-        (lambda path: path.write_bytes(b"not a database" * 100), "is damaged (file is not a database); delete it, and"),
+        (
+            lambda path: path.write_bytes(b"not a database" * 100),
+            "is damaged (file is not a database); delete it to process all cases again.",
+        ),
         (truncated, "the journal of finished cases is damaged (database disk image is malformed); delete it"),
-        (flipped, 'is damaged (the case "a" has another checksum); delete it, and all cases are done again.'),
-        (foreign, "is no journal of this version; move the file away, or set another output folder."),
-        (other_version, "is no journal of this version"),
+        (flipped, 'is damaged (checksum error in case "a"); delete it to process all cases again.'),
+        (foreign, "is not a journal of this version; move the file away, or set another output folder."),
+        (other_version, "is not a journal of this version"),
         (lambda path: path.mkdir(), "cannot be written (unable to open database file); free some space or set another"),
     ],
 )
-def test_file_that_is_no_journal_is_named_with_the_mend(path, spoil, message):
+def test_file_that_is_not_a_journal_is_named_with_the_fix(path, damage, message):
     path.parent.mkdir()
-    spoil(path)
-    with pytest.raises(ValueError) as error, Journal(path, settings="epsilon 2") as journal:  # noqa: PT011
+    damage(path)
+    with pytest.raises(InputError) as error, Journal(path, settings="epsilon 2") as journal:
         list(journal.payloads([{"case": "a", "image": "x"}, *({"case": str(n), "image": str(n)} for n in range(200))]))
     assert str(error.value).startswith(f"{path}: ")
     assert message in str(error.value)
@@ -188,6 +212,6 @@ def test_foreign_file_is_left_as_it_is(path):
     path.parent.mkdir()
     foreign(path)
     before = path.read_bytes()
-    with pytest.raises(ValueError, match="is no journal"):
+    with pytest.raises(InputError, match="is not a journal"):
         Journal(path, settings="")
     assert path.read_bytes() == before

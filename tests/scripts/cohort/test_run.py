@@ -2,6 +2,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -20,32 +21,34 @@ from scripts.cohort import journal as journal_module
 from scripts.cohort.attempts import Outcome
 from scripts.cohort.journal import Journal
 from scripts.cohort.run import run_cohort
-from scripts.solf.features import compile_features
+from scripts.common.errors import InputError
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers need not import what tests import
 THREADS = "OMP_NUM_THREADS", "NUMBA_NUM_THREADS"
+ROOT = Path(__file__).resolve().parents[3]
 
 
-def features(case):
-    """Measure a label map, and leave a file that tells of the call and its process."""
+def voxel_counts(case):
+    """Count the voxels of each label with code of the package, and record the call and its process in a file."""
     import uuid
     from pathlib import Path
 
-    from scripts.files import read_nifti
-    from scripts.solf.features import label_shape_features
+    from scripts.common.label_maps import count_voxels
+    from scripts.io.nifti import read_nifti
 
     if "calls" in case:
         Path(case["calls"], f"{case['case']}.{os.getpid()}.{uuid.uuid4().hex}").touch()
-    volume = read_nifti(case["image"])
-    return label_shape_features(volume.stored, volume.affine).to_numpy(float).tobytes()
+    return count_voxels(read_nifti(case["image"]).stored).tobytes()
 
 
 def probe(case):
-    """Crash, tell of the process, or measure."""
+    """Crash, raise, describe the process, or count."""
     if case["case"] == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
+    if case["case"] == "bug":
+        return {}["missing key"]
     if case["case"] != "environment":
-        return features(case)
+        return voxel_counts(case)
     parent = psutil.Process().parent()
     listening = [c.laddr.ip for p in (parent, psutil.Process()) for c in p.net_connections("inet") if not c.raddr]
     return json.dumps([listening, [os.environ[name] for name in THREADS]]).encode()
@@ -77,48 +80,61 @@ def run(function, cases, path, **options):
         return failures, b"".join(name.encode() + payload for name, payload in journal.payloads(cases))
 
 
-def test_corrupt_case_fails_alone_and_is_tried_again(cases, tmp_path):
+def test_corrupt_case_does_not_stop_the_run_and_is_tried_again(cases, tmp_path):
     path, good = Path(cases[3]["image"]), Path(cases[3]["image"]).read_bytes()
     path.write_bytes(good[:400])
-    failures, found = run(features, cases, tmp_path / "j.sqlite", workers=0)
+    failures, found = run(voxel_counts, cases, tmp_path / "j.sqlite", workers=0)
     assert list(failures) == ["m03"]
     assert "cannot be read whole" in failures["m03"]
     path.write_bytes(good)
-    failures, mended = run(features, cases, tmp_path / "j.sqlite", workers=0)
+    failures, fixed = run(voxel_counts, cases, tmp_path / "j.sqlite", workers=0)
     assert failures == {}
-    assert mended.replace(b"m03" + features(cases[3]), b"") == found
+    assert fixed.replace(b"m03" + voxel_counts(cases[3]), b"") == found
     assert sorted(name for name, *_ in calls(tmp_path)) == sorted([case["case"] for case in cases] + ["m03", "m03"])
 
 
-def test_case_whose_other_results_are_gone_is_done_again(cases, tmp_path):
-    run(features, cases, tmp_path / "j.sqlite", workers=0)
-    run(features, cases, tmp_path / "j.sqlite", workers=0, is_finished=lambda case: case["case"] != "m05")
+def test_case_whose_other_results_are_gone_is_processed_again(cases, tmp_path):
+    run(voxel_counts, cases, tmp_path / "j.sqlite", workers=0)
+    run(voxel_counts, cases, tmp_path / "j.sqlite", workers=0, is_finished=lambda case: case["case"] != "m05")
     assert sorted(name for name, *_ in calls(tmp_path)) == sorted([case["case"] for case in cases] + ["m05"])
 
 
 @pytest.mark.parametrize(
     ("names", "workers", "message"),
     [
-        (["a", "b", "a"], 0, '2 cases are named "a": give each a name of its own.'),
-        (["a"], -2, "--workers -2: give -1 for all cores, 0 for none but this process, or their number."),
+        (["a", "b", "a"], 0, '2 cases are named "a": give each a distinct name.'),
+        (["a", "z\udcff"], 0, r"case 'z\udcff': its name is not valid UTF-8; rename the file."),
+        (["a"], -2, "workers is -2: give a number of processes, -1 for one per core, or 0 for none."),
     ],
 )
 def test_wrong_settings_are_named(tmp_path, names, workers, message):
-    with pytest.raises(ValueError, match="^" + message.replace(".", r"\.") + "$"):
-        run(features, [{"case": name, "image": ""} for name in names], tmp_path / "j.sqlite", workers=workers)
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        run(voxel_counts, [{"case": name, "image": ""} for name in names], tmp_path / "j.sqlite", workers=workers)
 
 
 def test_result_that_is_not_bytes_is_a_failure(tmp_path):
     failures, _ = run(lambda case: "text", [{"case": "a", "image": ""}], tmp_path / "j.sqlite", workers=0)
-    assert failures == {"a": "the function returned str, not bytes"}
+    assert failures == {"a": "TypeError: the function returned str, not bytes"}
 
 
 def test_no_case_starts_no_process(tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "LocalCluster", None)
-    assert run(features, [], tmp_path / "j.sqlite", workers=2) == ({}, b"")
+    assert run(voxel_counts, [], tmp_path / "j.sqlite", workers=2) == ({}, b"")
 
 
-def test_worker_that_crashes_costs_one_case_and_no_neighbour(cases, tmp_path):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bug_is_logged_with_its_traceback_and_bad_input_without(cases, tmp_path, caplog, workers):
+    Path(cases[0]["image"]).write_bytes(b"")
+    failures, _ = run(probe, [cases[0], {"case": "bug", "image": ""}], tmp_path / "j.sqlite", workers=workers)
+    bad_input = f"{cases[0]['image']}: cannot be read whole (0 bytes); copy or export it again."
+    assert failures == {"m00": bad_input, "bug": "KeyError: 'missing key'"}
+    logged = {record.getMessage().split()[1]: record.getMessage() for record in caplog.records}
+    assert logged["m00"] == f"case m00 failed: {bad_input}"
+    assert logged["bug"].startswith("case bug failed: KeyError: 'missing key'\nTraceback (most recent call last):")
+    assert 'return {}["missing key"]' in logged["bug"]
+
+
+def test_worker_that_crashes_fails_one_case_and_no_other(cases, tmp_path):
     Path(cases[3]["image"]).write_bytes(b"")
     some = [*cases[:6], {"case": "crash", "image": ""}, *cases[6:], {"case": "environment", "image": ""}]
     before = dict(os.environ)
@@ -126,15 +142,15 @@ def test_worker_that_crashes_costs_one_case_and_no_neighbour(cases, tmp_path):
         failures = run_cohort(probe, some, journal=journal, workers=2)
         found = dict(journal.payloads(some))
     assert failures == {
-        "m03": "cannot be read whole (0 bytes)",
-        "crash": "killed its process twice, the second time by SIGSEGV",
+        "m03": f"{cases[3]['image']}: cannot be read whole (0 bytes); copy or export it again.",
+        "crash": "its process crashed twice, the second time with SIGSEGV",
     }
     addresses, threads = json.loads(found.pop("environment"))
     assert len(addresses) > 2
     assert set(addresses) == {"127.0.0.1"}
     assert threads == ["1", "1"]
     assert dict(os.environ) == before
-    assert found == {case["case"]: features(case) for case in cases if case["case"] != "m03"}
+    assert found == {case["case"]: voxel_counts(case) for case in cases if case["case"] != "m03"}
 
 
 def run_until_killed(function, cases, path, workers):
@@ -142,16 +158,16 @@ def run_until_killed(function, cases, path, workers):
     run(function, cases, path, workers=workers)
 
 
-def slow_features(case):
+def slow_counts(case):
     time.sleep(0.03)
-    return features(case)
+    return voxel_counts(case)
 
 
 def start_run(cases, path, workers):
-    """Start a run in a process of its own that has the modules already."""
+    """Start a run in a separate process that has imported the modules already."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    process = context.Process(target=run_until_killed, args=(slow_features, cases, path, workers))
+    process = context.Process(target=run_until_killed, args=(slow_counts, cases, path, workers))
     process.start()
     return process
 
@@ -160,7 +176,7 @@ def wait_for(condition, seconds=60):
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
-            pytest.fail("waited in vain")
+            pytest.fail("timed out")
         time.sleep(0.01)
 
 
@@ -169,7 +185,7 @@ def finished(cases, path):
         return journal.finished(cases)
 
 
-def test_killed_runs_do_nothing_twice_and_give_the_same_bytes(tmp_path):
+def test_resumed_runs_repeat_no_finished_case_and_give_the_same_bytes(tmp_path):
     cases, path, rng, seen = write_maps(tmp_path, 40), tmp_path / "j.sqlite", random.Random(0), [0]
     for workers in (0, 0, 0, 1):
         done, known = finished(cases, path), calls(tmp_path)
@@ -184,10 +200,10 @@ def test_killed_runs_do_nothing_twice_and_give_the_same_bytes(tmp_path):
         seen.append(len(finished(cases, path)))
     assert 0 < seen[1] < seen[2] < seen[3] < seen[4] < 40
     done, known = finished(cases, path), calls(tmp_path)
-    resumed = run(features, cases, path, workers=0)
+    resumed = run(voxel_counts, cases, path, workers=0)
     again = [call[0] for call in calls(tmp_path) if call not in known]
     assert sorted(again) == sorted({case["case"] for case in cases} - done)
-    assert resumed == run(features, cases, tmp_path / "undisturbed.sqlite", workers=0)
+    assert resumed == run(voxel_counts, cases, tmp_path / "undisturbed.sqlite", workers=0)
 
 
 def start_dask(what, *arguments, folder):
@@ -211,9 +227,9 @@ def scheduler(tmp_path):
     process.wait()
 
 
-def features_of_two_workers(case):
-    """Wait until two processes were seen."""
-    found = features(case)
+def counts_of_two_workers(case):
+    """Wait until two processes have recorded a call."""
+    found = voxel_counts(case)
     while len({path.name.split(".")[1] for path in Path(case["calls"]).iterdir()}) < 2:
         time.sleep(0.05)
     return found
@@ -231,31 +247,31 @@ def test_scheduler_with_a_late_worker_gives_the_same_bytes(cases, tmp_path, sche
     late = threading.Thread(target=join_late)
     late.start()
     try:
-        found = run(features_of_two_workers, cases, tmp_path / "far.sqlite", scheduler=address)
+        found = run(counts_of_two_workers, cases, tmp_path / "far.sqlite", scheduler=address)
     finally:
         late.join()
         for process in workers:
             process.terminate()
     assert len({pid for _, pid, _ in calls(tmp_path)}) == 2
-    assert found == run(features, cases, tmp_path / "near.sqlite", workers=0)
+    assert found == run(voxel_counts, cases, tmp_path / "near.sqlite", workers=0)
     for process in workers:
         process.wait(20)
 
 
-def test_lost_scheduler_is_one_error(cases, scheduler):
+def test_lost_scheduler_is_an_input_error(cases, scheduler):
     address, process = scheduler
     with (
-        pytest.raises(ValueError, match=f"^{address}: the Dask scheduler was lost .*; run again once it is back"),
+        pytest.raises(InputError, match=f"^{address}: the Dask scheduler was lost .*; run again once it is back"),
         engine.remote_client(address) as client,
     ):
-        engine.run_on_dask(client, features, cases, remote=True, record=None, tick=process.kill)
+        engine.run_on_dask(client, voxel_counts, cases, remote=True, record=None, tick=process.kill)
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nowhere"])
-def test_unreachable_scheduler_is_one_error(cases, tmp_path, monkeypatch, address):
+def test_unreachable_scheduler_is_an_input_error(cases, tmp_path, monkeypatch, address):
     monkeypatch.setattr(engine, "CONNECT_SECONDS", 1)
-    with pytest.raises(ValueError, match=f"^--scheduler {address}: no Dask scheduler answers there"):
-        run(features, cases, tmp_path / "j.sqlite", scheduler=address)
+    with pytest.raises(InputError, match=f"^scheduler {address}: no Dask scheduler answers there"):
+        run(voxel_counts, cases, tmp_path / "j.sqlite", scheduler=address)
 
 
 def test_case_that_keeps_losing_its_worker_is_given_up(cases, monkeypatch):
@@ -263,14 +279,14 @@ def test_case_that_keeps_losing_its_worker_is_given_up(cases, monkeypatch):
         def __init__(self, *_, **__):
             self.cases, self.sent = {}, []
 
-        def room(self):
+        def free_slots(self):
             return 1
 
         def start(self, cases, *, alone=False):
             self.cases |= {case["case"]: case for case in cases}
             self.sent += [(case["case"], alone) for case in cases]
 
-        def land(self):
+        def collect(self):
             return [(self.cases.popitem()[1], None)]
 
     flights, outcomes = [], []
@@ -280,20 +296,20 @@ def test_case_that_keeps_losing_its_worker_is_given_up(cases, monkeypatch):
         scheduler = type("", (), {"address": "tcp://x"})
 
     options = {"remote": False, "record": lambda case, outcome: outcomes.append(outcome), "tick": lambda: None}
-    engine.run_on_dask(FakeClient, features, cases[:1], **options)
+    engine.run_on_dask(FakeClient, voxel_counts, cases[:1], **options)
     assert flights[0].sent == [("m00", False), ("m00", True), ("m00", True)]
     assert outcomes == [Outcome(b"", "its worker was lost 3 times")]
 
 
 @pytest.mark.parametrize(("status", "value"), [("lost", None), ("finished", None)])
-def test_result_that_was_lost_with_its_worker_is_no_lost_scheduler(cases, status, value):
-    """Another case killed the worker after this one was done and before its result was fetched."""
+def test_result_that_was_lost_with_its_worker_does_not_mean_a_lost_scheduler(cases, status, value):
+    """Another case crashed the worker after this one was finished and before its result was fetched."""
 
     class FakeFuture:
         key = "case-1"
 
         def exception(self):
-            raise AssertionError("waits for ever")
+            raise AssertionError("would wait forever")
 
     class FakeClient:
         status = "running"
@@ -303,15 +319,16 @@ def test_result_that_was_lost_with_its_worker_is_no_lost_scheduler(cases, status
 
     future = FakeFuture()
     future.status = status
-    flight = engine._Flight(FakeClient(), features, folder="")
+    flight = engine._Flight(FakeClient(), voxel_counts, folder="")
     flight.cases[future] = cases[0]
-    flight.landed.put(future)
-    assert flight.land() == [(cases[0], None)]
+    flight.finished.put(future)
+    assert flight.collect() == [(cases[0], None)]
     assert not flight.cases
 
 
-def test_features_are_compiled_for_both_types_of_maps(monkeypatch):
-    seen = []
-    monkeypatch.setattr("scripts.solf.features.label_shape_features", lambda label, affine: seen.append(label.dtype))
-    compile_features()
-    assert seen == [np.uint8, np.uint16]
+def test_package_imports_only_common_and_names_no_user_of_it():
+    files = sorted((ROOT / "scripts" / "cohort").glob("*.py"))
+    imported = {part for file in files for part in re.findall(r"scripts\.(\w+)", file.read_text())}
+    assert imported <= {"cohort", "common"}
+    assert len(files) > 4
+    assert not [file.name for file in files if re.search(r"solf|label|thresholds|organ", file.read_text(), re.I)]

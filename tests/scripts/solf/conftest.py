@@ -5,10 +5,19 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+from monai.data import Dataset
+from monai.transforms import Compose
 
-from scripts.labels import ORGANS
+from scripts.common.organs import ORGANS
+from scripts.models.weight_files import save
+from scripts.solf import transforms, workflow
+from scripts.solf.cleaning import CohortCleaner
+from scripts.solf.filter import LabelFilter
 from scripts.solf.fitting import fit_thresholds
-from scripts.solf.tables import case_features, cohort_table
+from scripts.solf.measuring import case_features
+from scripts.solf.tables import cohort_table
+from scripts.solf.thresholds import judge
+from scripts.solf.transforms import LoadLabelMapd, SaveCleanedd, ShapeFeaturesd
 
 AFFINE = np.diag([4.0, 4.0, 5.0, 1.0])
 SHAPE = (30, 24, 28)
@@ -17,7 +26,7 @@ _RADII = {66: (13, 10, 12), 2: (3, 2.6, 4), 3: (3, 2.6, 4)}
 
 
 def small_map(seed, *, half=(), fragments=()):
-    """Paint muscle and two kidneys; `half` lose their upper half, `fragments` are scattered."""
+    """Draw muscle and two kidneys; those in `half` lose their upper half, those in `fragments` are scattered."""
     rng = np.random.default_rng(seed)
     grid = np.stack(np.indices(SHAPE), axis=-1)
     label = np.zeros(SHAPE, np.uint8)
@@ -41,7 +50,7 @@ def cohort():
 
 @pytest.fixture(scope="session")
 def fitted(cohort):
-    """Thresholds of the paper's rule."""
+    """Thresholds by the paper's rule."""
     return fit_thresholds(cohort_table(cohort.items(), ORGANS), organs=ORGANS)
 
 
@@ -65,3 +74,60 @@ def json_file(tmp_path):
         return str(tmp_path / name)
 
     return write
+
+
+@pytest.fixture
+def cohort_dataset(tmp_path):
+    """Write the label maps of the first `count` cases of `cohort`, and return them with the bundle's transforms."""
+
+    def make(count, **options):
+        folder = tmp_path / "maps"
+        folder.mkdir(exist_ok=True)
+        cases = []
+        for n in range(count):
+            path = folder / f"s{n:02d}.nii.gz"
+            if not path.exists():
+                label = small_map(n, half=[2] * (n == 5), fragments=[3] * (n == 6))
+                nib.save(nib.Nifti1Image(label, AFFINE), path)
+            cases.append({"case": f"s{n:02d}", "image": str(path)})
+        return Dataset(cases, Compose([LoadLabelMapd("image", **options), ShapeFeaturesd("image")]))
+
+    return make
+
+
+@pytest.fixture
+def cleaner(tmp_path, fitted):
+    """Make a cleaner with the filter `fitted`, which writes to `tmp_path / "out"`."""
+
+    def make(dataset, *, out="out", rejected="ignore", drop_share=0.3, thresholds=fitted, **options):
+        network = LabelFilter(rejected=rejected, drop_share=drop_share)
+        network.thresholds = thresholds
+        save(network.state_dict(), tmp_path / "model.pt")
+        return CohortCleaner(
+            network=LabelFilter(rejected=rejected, drop_share=drop_share),
+            dataset=dataset,
+            postprocessing=SaveCleanedd("pred", output_dir=tmp_path / out),
+            ckpt_path=tmp_path / "model.pt",
+            output_dir=tmp_path / out,
+            **{"workers": 0, **options},
+        )
+
+    return make
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Count the label maps that are measured in this process."""
+    calls = []
+    original = transforms.case_features
+    monkeypatch.setattr(transforms, "case_features", lambda *args: calls.append(1) or original(*args))
+    return calls
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """Make tables of four cases, and count how often the main process derives decisions of one."""
+    calls = []
+    monkeypatch.setattr(workflow, "_CASES_PER_TABLE", 4)
+    monkeypatch.setattr(workflow, "judge", lambda *args: calls.append(1) or judge(*args))
+    return calls

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from scripts.labels import ORGANS
+from scripts.common.organs import ORGANS
 from scripts.solf.anatomy import with_anatomy
 from scripts.solf.features import label_shape_features
 

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scripts.common.errors import InputError
 from scripts.solf.evaluation import error_rates, label_dice, paired_cases, read_errors
 from tests.scripts.solf.conftest import small_map
 
@@ -31,7 +32,7 @@ def test_nothing_rejected_has_f1_zero():
     assert rates.loc["all", ["precision", "recall", "f1"]].tolist() == [0, 0, 0]
 
 
-def test_errors_are_named_by_label_or_organ(tmp_path):
+def test_errors_are_listed_by_label_or_organ(tmp_path):
     (tmp_path / "a.csv").write_text("case,organ\n007,kidney_right\n")
     (tmp_path / "b.csv").write_text("case,label,kind\n007,2,half\n007,2,leak\n")
     assert read_errors(tmp_path / "a.csv").to_numpy().tolist() == [["007", 2, "error"]]
@@ -41,15 +42,15 @@ def test_errors_are_named_by_label_or_organ(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("label\n2\n", "lacks the columns ['case']: give case, and label or organ."),
-        ("case\na\n", "lacks the columns ['label']: give case, and label or organ."),
-        ("case,organ\na,nose\n", "names no organs ['nose']"),
+        ("label\n2\n", "lacks the columns ['case']; give case, and label or organ."),
+        ("case\na\n", "lacks the columns ['label']; give case, and label or organ."),
+        ("case,organ\na,nose\n", "['nose'] are not organs; give ids as label"),
         ("", "cannot be read (No columns to parse from file)"),
     ],
 )
 def test_bad_lists_of_errors_are_refused(tmp_path, content, message):
     (tmp_path / "errors.csv").write_text(content)
-    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / 'errors.csv'}: {message}")):
+    with pytest.raises(InputError, match=re.escape(f"{tmp_path / 'errors.csv'}: {message}")):
         read_errors(tmp_path / "errors.csv")
 
 
@@ -68,5 +69,5 @@ def test_manual_labels_of_other_names_are_refused(label_file, tmp_path):
     (tmp_path / "manual").mkdir()
     label_file(small_map(0), "raw/a.nii.gz")
     label_file(small_map(0), "manual/c.nii.gz")
-    with pytest.raises(ValueError, match="holds no label map named as one of"):
+    with pytest.raises(InputError, match="has no label map with the name of one in"):
         paired_cases(tmp_path / "raw", tmp_path / "manual")

@@ -7,10 +7,9 @@ import pytest
 import scipy.ndimage as ndi
 from skimage.measure import marching_cubes
 
-import scripts.solf.marching_cubes as table
-import scripts.solf.runs as runs
+from scripts.common.errors import InputError
+from scripts.solf import features
 from scripts.solf.features import label_shape_features
-from tools.marching_cubes_table import cell_triangles
 
 SPACINGS_MM = [(1.0, 1.0, 1.0), (0.8, 2.5, 5.0)]
 PLACE = ["centroid_x_mm", "centroid_y_mm", "centroid_z_mm", *(f"{a}_{end}" for end in ("start", "stop") for a in "ijk")]
@@ -66,10 +65,6 @@ def test_ibsi_digital_phantom_within_its_tolerances():
     for name, (value, tolerance) in IBSI.items():
         assert abs(row[name] - value) <= tolerance, name
     assert row.voxel_count == 74
-
-
-def test_table_is_that_of_scikit_image():
-    assert table._TRIANGLES.split() == [cell_triangles(configuration) for configuration in range(256)]
 
 
 def test_surface_equals_scikit_image_on_200_random_blobs():
@@ -196,7 +191,7 @@ def test_features_do_not_depend_on_the_place_in_the_volume():
 
 @pytest.mark.parametrize("shape", [(4, 4, 4), (0, 4, 4)])
 def test_empty_map_has_the_columns_and_no_rows(shape):
-    empty = label_shape_features(np.zeros(shape, np.uint8), np.eye(4), body_labels=[1])
+    empty = label_shape_features(np.zeros(shape, np.uint8), np.eye(4))
     full = label_shape_features(np.ones((3, 3, 3), np.uint8), np.eye(4))
     assert len(empty) == 0
     pd.testing.assert_series_equal(empty.dtypes, full.dtypes)
@@ -215,7 +210,7 @@ def test_single_voxel_has_no_direction():
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("end", [0, -1])
-def test_label_at_the_border_is_closed_there_and_told(axis, end):
+def test_label_at_the_border_is_closed_there_and_marked(axis, end):
     label = np.zeros((6, 6, 6), np.uint8)
     label[2:4, 2:4, 2:4] = 1
     inside = label_shape_features(label, np.eye(4)).iloc[0]
@@ -227,48 +222,39 @@ def test_label_at_the_border_is_closed_there_and_told(axis, end):
 def test_normalized_volume_is_the_share_of_the_body():
     label = np.repeat(np.array([0, 1, 2, 3], np.uint8), [5, 10, 20, 30]).reshape(5, 13, 1)
     assert list(label_shape_features(label, np.eye(4)).normalized_volume) == [10 / 60, 20 / 60, 30 / 60]
-    body = label_shape_features(label, np.eye(4), body_labels=[2, 3, 99])
-    assert list(body.normalized_volume) == [0.2, 0.4, 0.6]
 
 
-def test_compiles_where_numba_may_not_write_a_cache(monkeypatch):
-    def njit(*, nogil, cache=False):
-        if cache:
-            raise RuntimeError("cannot cache function: no locator available")
-        return lambda function: (function, nogil)
-
-    monkeypatch.setattr(runs.numba, "njit", njit)
-    assert runs._compiled(len) == (len, True)
+def test_code_is_compiled_for_both_types_of_label_maps(monkeypatch):
+    seen = []
+    monkeypatch.setattr(features, "label_shape_features", lambda label, affine: seen.append(label.dtype))
+    features.compile_features()
+    assert seen == [np.uint8, np.uint16]
 
 
 SHEARED, FLAT = np.eye(4), np.diag([1.0, 1.0, 0.0, 1.0])
 SHEARED[0, 1] = 0.1
 MAP = np.ones((2, 2, 2), np.uint8)
 BAD = [
-    (MAP[0], np.eye(4), None, "the label map has shape (2, 2): give three dimensions."),
+    (MAP[0], np.eye(4), "the label map has shape (2, 2): give three dimensions."),
     (
         MAP.astype(np.float32),
         np.eye(4),
-        None,
-        "the label map has values of type float32: give integers, save labels without scaling.",
+        "the label map has values of type float32: give integers; save labels without scaling.",
     ),
-    (MAP.astype(np.int16) * -3, np.eye(4), None, "the label map holds -3: labels start at 0, remap it."),
-    (MAP.astype(np.int32) * 65536, np.eye(4), None, "the label map holds 65536: labels end at 65535, remap it."),
-    (MAP, np.eye(3), None, f"the affine is {np.eye(3).tolist()}: give 4 x 4 finite numbers."),
-    (MAP, np.full((4, 4), np.nan), None, "give 4 x 4 finite numbers."),
-    (MAP, FLAT, None, f"the affine {FLAT[:3, :3].tolist()} is singular: give three axes that span the space."),
+    (MAP.astype(np.int16) * -3, np.eye(4), "the label map holds -3: labels start at 0; remap it."),
+    (MAP.astype(np.int32) * 65536, np.eye(4), "the label map holds 65536: labels end at 65535; remap it."),
+    (MAP, np.eye(3), f"the affine is {np.eye(3).tolist()}: give 4 x 4 finite numbers."),
+    (MAP, np.full((4, 4), np.nan), "give 4 x 4 finite numbers."),
+    (MAP, FLAT, f"the affine {FLAT[:3, :3].tolist()} is singular: give three axes that span the space."),
     (
         MAP,
         SHEARED,
-        None,
         "the affine is sheared: axes 0 and 1 meet at 84.29 degrees; resample the map onto a grid with right angles.",
     ),
-    (MAP, np.eye(4), [0, 1], "body_labels holds 0, the background: leave it out."),
-    (MAP, np.eye(4), [5, 4], "body_labels [4, 5] are none of the map's labels: name those of the body."),
 ]
 
 
-@pytest.mark.parametrize(("label", "affine", "body_labels", "message"), BAD)
-def test_bad_input_is_named(label, affine, body_labels, message):
-    with pytest.raises(ValueError, match=re.escape(message) + "$"):
-        label_shape_features(label, affine, body_labels=body_labels)
+@pytest.mark.parametrize(("label", "affine", "message"), BAD)
+def test_bad_input_is_named(label, affine, message):
+    with pytest.raises(InputError, match=re.escape(message) + "$"):
+        label_shape_features(label, affine)

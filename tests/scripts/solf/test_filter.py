@@ -5,12 +5,13 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from scripts.checkpoints import save
-from scripts.labels import ORGANS
+from scripts.common.errors import InputError
+from scripts.common.organs import ORGANS
+from scripts.models.weight_files import save
+from scripts.models.weights import load_weights
 from scripts.solf.filter import LabelFilter
 from scripts.solf.tables import cohort_table
 from scripts.solf.thresholds import judge
-from scripts.weights import load_weights
 from tests.scripts.solf.conftest import AFFINE, small_map
 
 
@@ -83,7 +84,7 @@ def test_spacing_counts(label_filter):
     assert (label_filter()(squeezed) == 255).any()
 
 
-def test_thresholds_travel_in_the_weights(label_filter, fitted, tmp_path):
+def test_thresholds_are_part_of_the_weights(label_filter, fitted, tmp_path):
     save(label_filter().state_dict(), tmp_path / "model.pt")
     network = LabelFilter()
     load_weights(network, tmp_path / "model.pt")
@@ -103,12 +104,17 @@ def test_same_thresholds_give_the_same_file(label_filter, tmp_path):
 def test_thresholds_of_another_label_table_are_refused(label_filter, json_file, tmp_path, table):
     save(label_filter().state_dict(), tmp_path / "model.pt")
     network = LabelFilter(label_table=json_file(table))
-    with pytest.raises(ValueError, match=re.escape(f"another label table than these {len(table)} labels")):
+    with pytest.raises(InputError, match=f"another label table than these {len(table)} labels; set label_table"):
         load_weights(network, tmp_path / "model.pt")
 
 
-def test_filter_without_thresholds_refuses_to_judge():
-    with pytest.raises(ValueError, match="has no thresholds yet: run training"):
+def test_id_of_a_label_table_is_the_same_in_every_environment():
+    """It is part of the weights: another version of NumPy, or of this bundle, must not refuse them."""
+    assert LabelFilter().table_id.item() == 714582432  # as in version 0.1.0
+
+
+def test_filter_without_thresholds_refuses_to_decide():
+    with pytest.raises(InputError, match="has no thresholds yet: fit it, or load"):
         LabelFilter()(batch(small_map(0)))
 
 
@@ -120,5 +126,5 @@ def test_filter_without_thresholds_refuses_to_judge():
     ],
 )
 def test_bad_options_are_refused(options, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(InputError, match=re.escape(message)):
         LabelFilter(**options)

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scripts.common.errors import InputError
 from scripts.solf.fitting import fit_thresholds
 from scripts.solf.thresholds import FEATURES, SHAPE, judge, readable
 
@@ -78,23 +79,23 @@ def test_only_the_voting_features_have_thresholds():
     assert fitted.features == ["sphericity", "asymmetry"]
 
 
-def test_missing_values_are_no_part_of_the_cohort():
+def test_missing_values_do_not_count():
     cohort = table(120, labels=[1])
     cohort.loc[::2, "asymmetry"] = np.nan
     fitted = fit_thresholds(cohort, organs=ORGANS, features=["asymmetry"], votes=1)
     assert bounds(fitted, 1, "asymmetry") == pytest.approx(tuple(cohort["asymmetry"].quantile([0.02, 0.98])))
 
 
-def test_organs_with_too_few_subjects_are_named_and_not_judged(caplog):
+def test_organs_with_too_few_subjects_are_named_and_kept(caplog):
     cohort = pd.concat([table(50, labels=[1]), table(49, labels=[3])], ignore_index=True)
     with caplog.at_level(logging.WARNING):
         fitted = fit_thresholds(cohort, organs=ORGANS)
-    assert "fewer than 50 subjects have them: kidney_left (49)" in caplog.text
+    assert "no thresholds for organs with fewer than 50 subjects: kidney_left (49)" in caplog.text
     assert np.isinf(fitted.low[1]).all()
     assert np.isfinite(fitted.low[0]).any()
     odd = pd.DataFrame({"label": [3], **{key: [1000000000.0] for key in FEATURES}})
     assert judge(odd, fitted)[["decision", "reason"]].to_numpy().tolist() == [
-        ["keep", "not judged: too few subjects had it"]
+        ["keep", "no thresholds: too few subjects"]
     ]
 
 
@@ -130,10 +131,10 @@ def test_readable_thresholds_name_organs_and_hold_no_infinity():
     ],
 )
 def test_bad_options_are_refused(options, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(InputError, match=re.escape(message)):
         fit_thresholds(table(), organs=ORGANS, **options)
 
 
 def test_table_of_other_labels_is_refused():
-    with pytest.raises(ValueError, match=r"labels \[2, 9\] are not in the table of 2 organs"):
+    with pytest.raises(InputError, match=r"labels \[2, 9\] are not in the table of 2 organs"):
         fit_thresholds(table(60, labels=[1, 2, 9]), organs=ORGANS)

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scripts.labels import ORGANS
+from scripts.common.organs import ORGANS
 from scripts.solf.fitting import fit_thresholds
 from scripts.solf.tables import cohort_table, feature_table
 from scripts.solf.thresholds import FEATURES, LEVELS, SHAPE, Thresholds, judge
@@ -45,7 +45,7 @@ def test_two_features_outside_reject(values, votes, decision):
     assert decided["decision"].tolist() == [decision]
 
 
-def test_missing_partner_casts_no_vote():
+def test_organ_without_a_contralateral_one_gets_no_vote_for_asymmetry():
     rule = thresholds(features=("asymmetry", "sphericity"), votes=1)
     assert judge(row(asymmetry=np.nan), rule)["votes"].tolist() == [0]
     assert judge(row(asymmetry=-3), rule)["decision"].tolist() == ["reject"]
@@ -77,7 +77,7 @@ def test_known_errors_are_rejected_and_most_others_kept(cohort, fitted):
     assert (decided == "reject").mean() < 0.1
 
 
-def test_a_case_alone_is_judged_as_within_its_cohort(cohort, fitted):
+def test_a_case_alone_gets_the_same_decisions_as_in_its_cohort(cohort, fitted):
     together = judge(cohort_table(cohort.items(), ORGANS), fitted)
     alone = judge(feature_table(cohort["s05"], ORGANS), fitted)
     expected = together[together["case"] == "s05"].drop(columns="case").reset_index(drop=True)

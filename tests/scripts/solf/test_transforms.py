@@ -1,24 +1,29 @@
+import itertools
 import re
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.transforms import Compose
 from scipy import ndimage
 
-from scripts.labels import ORGANS
-from scripts.solf.tables import case_features
-from scripts.solf.transforms import (
-    LargestComponentsd,
-    LoadLabelMapd,
-    SaveCleanedd,
-    ShapeFeaturesd,
-    largest_components,
-)
+from scripts.common.errors import InputError
+from scripts.common.organs import ORGANS
+from scripts.solf.measuring import case_features
+from scripts.solf.tables import COLUMNS
+from scripts.solf.transforms import LargestComponentsd, LoadLabelMapd, SaveCleanedd, ShapeFeaturesd, largest_components
 from tests.conftest import SHARED_DATA
 from tests.scripts.solf.conftest import AFFINE, small_map
 
 OBLIQUE = np.array([[0, -2.5, 0, 10], [1.9, 0, 0.6, -5], [-0.6, 0, 1.9, 7], [0, 0, 0, 1.0]])
+
+
+def reoriented(label, order, flips):
+    """Store a map on the grid of AFFINE with other axes; return its voxels and its affine."""
+    ornt = np.stack([order, flips], axis=1)
+    image = nib.Nifti1Image(label, AFFINE).as_reoriented(ornt)
+    return np.asarray(image.dataobj), image.affine
 
 
 def load(path, **options):
@@ -47,20 +52,20 @@ def test_scaled_label_maps_are_scaled(tmp_path):
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.full((3, 3, 3), 0.53, np.float32), "holds 0.53, which is no label: give a label map"),
+        (np.full((3, 3, 3), 0.53, np.float32), "holds 0.53, not a label; give a label map, resampled with nearest"),
         (np.full((3, 3, 3), np.nan, np.float32), "holds values from nan to nan, labels are 0 to 254"),
         (
             np.full((3, 3, 3), -1, np.int16),
-            "holds values from -1 to -1, labels are 0 to 254: an image is",
+            "holds values from -1 to -1, labels are 0 to 254; give a label map, not an image.",
         ),
-        (np.full((3, 3, 3), 900, np.int16), "labels are 0 to 254: an image is no label map."),
-        (np.full((3, 3, 3), 255, np.uint8), "255 marks what a filter rejected, give the raw labels."),
-        (np.ones((3, 3, 3, 2), np.uint8), "has shape (3, 3, 3, 2), need three dimensions"),
+        (np.full((3, 3, 3), 900, np.int16), "labels are 0 to 254; give a label map, not an image."),
+        (np.full((3, 3, 3), 255, np.uint8), "255 marks rejected voxels, give the raw labels."),
+        (np.ones((3, 3, 3, 2), np.uint8), "has shape (3, 3, 3, 2), need (X, Y, Z)"),
     ],
 )
-def test_what_is_no_label_map_is_refused_with_its_name(label_file, array, message):
+def test_file_that_is_not_a_label_map_is_refused_with_its_name(label_file, array, message):
     path = label_file(array)
-    with pytest.raises(ValueError, match=re.escape(path) + ".*" + re.escape(message)):
+    with pytest.raises(InputError, match=re.escape(path) + ".*" + re.escape(message)):
         load(path)
 
 
@@ -72,7 +77,7 @@ def test_names_of_totalsegmentator_become_organs(label_file, json_file):
 
 def test_names_without_any_organ_are_refused(json_file):
     path = json_file({"1": "hippocampus"})
-    with pytest.raises(ValueError, match=re.escape(f"{path}: none of its 1 names is an organ's")):
+    with pytest.raises(InputError, match=re.escape(f"{path}: none of its 1 names is an organ's")):
         LoadLabelMapd("image", label_names=path)
 
 
@@ -91,6 +96,24 @@ def test_real_label_maps_of_totalsegmentator_are_measured(folder, label, names, 
     assert (~torch.isnan(features[:, 0])).sum() == organs
 
 
+@pytest.mark.parametrize("flips", list(itertools.product((1, -1), repeat=3)))
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_every_orientation_is_read_measured_and_written_alike(label_file, tmp_path, order, flips):
+    """All 48 ways to store a volume, LIA and such: the same features in mm and the same voxels in the patient."""
+    label, affine = reoriented(small_map(1, fragments=[2]), order, flips)
+    transforms = [LoadLabelMapd("image"), LargestComponentsd("image"), ShapeFeaturesd("image")]
+    item = Compose(transforms)({"image": label_file(label, affine=affine), "case": "a"})
+    expected, _ = reoriented(largest_components(small_map(1, fragments=[2])), order, flips)
+    np.testing.assert_array_equal(item["image"][0], expected)
+    reference = case_features(largest_components(small_map(1, fragments=[2])), AFFINE, ORGANS)
+    same = [n for n, name in enumerate(COLUMNS) if not name.endswith(("_start", "_stop"))]
+    np.testing.assert_allclose(item["features"][:, same], reference[:, same], rtol=1e-5, atol=1e-6)
+    SaveCleanedd("image", output_dir=tmp_path / "out")(item)
+    written = nib.load(tmp_path / "out" / "a_cleaned.nii.gz")
+    np.testing.assert_array_equal(np.asarray(written.dataobj), expected)
+    np.testing.assert_allclose(written.affine, affine, atol=1e-5)
+
+
 def test_features_are_those_of_the_array(label_file):
     item = ShapeFeaturesd("image")(LoadLabelMapd("image")({"image": label_file(small_map(1))}))
     np.testing.assert_array_equal(item["features"], case_features(small_map(1), AFFINE, ORGANS))
@@ -98,14 +121,14 @@ def test_features_are_those_of_the_array(label_file):
 
 def test_unmeasurable_map_is_refused_with_its_name(label_file):
     path = label_file(np.zeros((3, 3, 3), np.uint8))
-    with pytest.raises(ValueError, match=re.escape(f"{path}: holds no labels")):
+    with pytest.raises(InputError, match=re.escape(f"{path}: holds no labels")):
         ShapeFeaturesd("image")(LoadLabelMapd("image")({"image": path}))
 
 
 def test_sheared_map_is_refused_with_its_name(label_file):
     sheared = np.array([[2, 0.5, 0, 0], [0, 2, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1.0]])
     path = label_file(small_map(0), affine=sheared)
-    with pytest.raises(ValueError, match=re.escape(path) + ".*sheared"):
+    with pytest.raises(InputError, match=re.escape(path) + ".*sheared"):
         ShapeFeaturesd("image")(LoadLabelMapd("image")({"image": path}))
 
 
@@ -122,7 +145,7 @@ def test_largest_component_of_each_label_agrees_with_scipy():
         assert ((ours == organ) <= (label == organ)).all()
 
 
-def test_clean_up_is_off_unless_enabled(label_file):
+def test_largest_component_is_off_unless_enabled(label_file):
     item = LoadLabelMapd("image")({"image": label_file(small_map(0, fragments=[2]))})
     assert LargestComponentsd("image", enabled="false")(item)["image"] is item["image"]
     cleaned = LargestComponentsd("image", enabled="true")(item)["image"]
@@ -141,3 +164,5 @@ def test_cleaned_map_is_written_but_not_that_of_a_dropped_case(label_file, tmp_p
     item["pred"].fill_(255)
     SaveCleanedd("pred", output_dir=tmp_path / "none")(item)
     assert not (tmp_path / "none").exists()
+    SaveCleanedd("pred", output_dir=tmp_path / "out")(item)  # of an earlier run that did not drop the case
+    assert not (tmp_path / "out" / "a_cleaned.nii.gz").exists()

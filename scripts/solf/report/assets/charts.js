@@ -24,14 +24,14 @@ qc.charts = {
     return plot;
   },
 
-  /* Put a plot in the place of an older one. */
+  /* Replace an older plot. */
   async show(plot, place) {
     place.bokehView?.remove();
     place.replaceChildren();
     place.bokehView = await Bokeh.Plotting.show(plot, place);
   },
 
-  /* Bars of rejected shares, from left to right in the order of rows. */
+  /* Bars of rejected shares, left to right in the order of rows. */
   async organs(rows, place) {
     const names = rows.map((row) => qc.words(row.organ));
     const factors = names.map((name, n) => (names.indexOf(name) === n ? name : `${name} ${rows[n].label}`));

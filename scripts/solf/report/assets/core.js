@@ -8,7 +8,7 @@ const qc = {
     this.received.set(name, data);
   },
 
-  /* Load data/<name>.js once; a promise of what it hands over. */
+  /* Load data/<name>.js once; returns a promise of its data. */
   load(name) {
     if (!this.loading.has(name)) {
       this.loading.set(name, new Promise((resolve, reject) => {
@@ -17,7 +17,7 @@ const qc = {
         script.onload = () => resolve(this.received.get(name));
         script.onerror = () => {
           this.loading.delete(name);
-          reject(new Error(`data/${name}.js cannot be read: copy the whole folder of the report.`));
+          reject(new Error(`data/${name}.js cannot be read; copy the whole folder of the report.`));
         };
         document.head.append(script);
       }));
@@ -27,7 +27,7 @@ const qc = {
 
   /* Undo packed() and packed_json() of folder.py. */
   async unpack(column) {
-    if (!window.DecompressionStream) throw new Error("This browser is too old for tables: use one of 2023 or later.");
+    if (!window.DecompressionStream) throw new Error("This browser is too old; use a version of 2023 or later.");
     const bytes = Uint8Array.from(atob(column.data), (c) => c.charCodeAt(0));
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
     const planes = new Uint8Array(await new Response(stream).arrayBuffer());
@@ -52,7 +52,7 @@ const qc = {
     return Object.fromEntries(await Promise.all(pairs));
   },
 
-  /* The index of all cases, with names as they are searched for. */
+  /* The index of all cases, with names prepared for the search. */
   cases() {
     this.index ??= this.load("cases").then((packed) => this.unpackAll(packed)).then((index) => {
       index.searched = index.names.map(qc.searched);
@@ -64,7 +64,7 @@ const qc = {
     return this.index;
   },
 
-  /* A number of packed_decimals(). */
+  /* Read a number of packed_decimals(). */
   decimal({ mantissa, exponent }, row) {
     return exponent[row] === -128 ? NaN : Number(`${mantissa[row]}e${exponent[row]}`);
   },
@@ -74,14 +74,14 @@ const qc = {
   count: (n) => n.toLocaleString("en"),
   percent: (share) => `${(100 * share).toLocaleString("en", { maximumFractionDigits: 2 })} %`,
 
-  /* Four digits, without an exponent unless it is needed. */
+  /* Format with four digits, with an exponent only if needed. */
   number(value) {
     if (value === null || Number.isNaN(value)) return "–";
     const size = Math.abs(value);
     return size !== 0 && (size < 1e-4 || size >= 1e6) ? value.toExponential(3) : String(Number(value.toPrecision(4)));
   },
 
-  /* Make an element; texts become text nodes, so nothing in a name is ever read as HTML. */
+  /* Make an element; texts become text nodes, so names are never parsed as HTML. */
   element(tag, properties = {}, ...children) {
     const node = Object.assign(document.createElement(tag), properties);
     node.append(...children);

@@ -1,5 +1,5 @@
 "use strict";
-/* Tables by DataTables. It reads cells as HTML, so each text goes through its escaping or becomes an element. */
+/* Tables by DataTables. It parses cells as HTML, so each text is escaped or becomes an element. */
 qc.tables = {
   text: DataTable.render.text(),
 
@@ -11,7 +11,7 @@ qc.tables = {
 
   textColumn: (title, data, options = {}) => ({ title, data, type: "string", render: qc.tables.text, ...options }),
 
-  /* Make the cells of a column links to link(row). */
+  /* Turn the cells of a column into links to link(row). */
   linked: (column, link) => ({
     ...column,
     createdCell(cell, _, row) {
@@ -44,7 +44,7 @@ qc.tables = {
     return table;
   },
 
-  /* All cases. DataTables asks for 25 rows at a time; order and filter come from the index in memory. */
+  /* All cases. DataTables asks for 25 rows at a time; they are sorted and filtered by the index in memory. */
   cases(index, organs) {
     const keys = this.caseKeys(index, organs);
     const orders = new Map();
@@ -79,7 +79,7 @@ qc.tables = {
     ];
   },
 
-  /* Rows by the numbers of one column, then of the next; equal ones by name. */
+  /* Sort rows by the numbers of one column, then of the next; ties by name. */
   sorted(keys, order) {
     const by = order.map(({ column, dir }) => [keys[column], dir === "desc" ? -1 : 1]);
     return Uint32Array.from(keys[0].keys()).sort((a, b) => {
@@ -88,7 +88,7 @@ qc.tables = {
     });
   },
 
-  /* One byte per case: does it pass the filters? */
+  /* One byte per case: whether it passes the filters. */
   fitting(index, organs) {
     const text = qc.searched(document.getElementById("case-text").value);
     const decision = document.getElementById("case-decision").value;
@@ -125,7 +125,7 @@ qc.tables = {
     ];
   },
 
-  /* The labels of one case; rows come from its page. */
+  /* The labels of one case; rows come from its data file. */
   labels(features) {
     const measured = features.flatMap((name, column) => [
       this.column(qc.words(name), (row) => row.values[column]),

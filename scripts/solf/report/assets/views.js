@@ -1,5 +1,5 @@
 "use strict";
-/* The parts of the report; the address after # says which is shown. */
+/* The views of the report; the address after # selects one. */
 qc.views = {
   async start() {
     this.followColors();
@@ -12,7 +12,7 @@ qc.views = {
     await this.route();
   },
 
-  /* Follow the system's choice of light or dark. */
+  /* Follow the system's light or dark mode. */
   followColors() {
     const dark = window.matchMedia("(prefers-color-scheme: dark)");
     const apply = () => document.documentElement.classList.toggle("dark", dark.matches);
@@ -110,11 +110,11 @@ qc.views = {
   },
 
   aboutHistogram(name, one) {
-    if (one.start === null) return qc.element("p", { className: "dim" }, `${qc.words(name)}: no label has it.`);
+    if (one.start === null) return qc.element("p", { className: "dim" }, `${qc.words(name)}: undefined for all labels.`);
     const number = (value) => (value === null ? "none" : qc.number(value));
     const bounds = `low ${number(one.low)}, median ${number(one.median)}, high ${number(one.high)}`;
     const parts = [`${qc.words(name)}: ${bounds}.`];
-    if (one.below + one.above) parts.push(`Not drawn: ${qc.count(one.below)} below, ${qc.count(one.above)} above.`);
+    if (one.below + one.above) parts.push(`Not shown: ${qc.count(one.below)} below, ${qc.count(one.above)} above.`);
     return qc.element("p", { className: "dim" }, parts.join(" "));
   },
 
@@ -138,7 +138,7 @@ qc.views = {
     const parts = [`${one.rejected} of ${one.labels} labels rejected${one.dropped ? ", case dropped" : ""}`];
     if (one.worst) {
       const organ = qc.words(this.organs.get(one.worst));
-      parts.push(`farthest outside: ${organ}, by ${qc.number(one.excess)} of the width between its thresholds`);
+      parts.push(`farthest outside: ${organ}, by ${qc.number(one.excess)} of the distance between its thresholds`);
     }
     return parts.join("; ");
   },
@@ -169,7 +169,7 @@ qc.views = {
   },
 
   async openCase(row) {
-    if (!(row >= 0 && row < this.overview.totals.cases)) throw new Error(`There is no case number ${row}.`);
+    if (!(row >= 0 && row < this.overview.totals.cases)) throw new Error(`Case ${row} does not exist.`);
     const size = this.overview.cases_per_page;
     const name = `labels-${String(Math.floor(row / size)).padStart(5, "0")}`;
     const page = await qc.load(name).then((packed) => qc.unpackAll(packed));

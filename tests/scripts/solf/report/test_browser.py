@@ -262,4 +262,4 @@ def test_missing_file_is_named(chromium, report, tmp_path):
     chromium.get(f"{(copy / 'index.html').as_uri()}#case/3")
     wait(chromium, "!document.getElementById('problem').hidden")
     text = chromium.find_element(By.ID, "problem").text
-    assert text == "data/labels-00000.js cannot be read: copy the whole folder of the report."
+    assert text == "data/labels-00000.js cannot be read; copy the whole folder of the report."

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scripts.solf.transforms import LoadLabelMapd
 from tests.scripts.solf.report.test_write import received, small_table, write
 
 AMBER = (255, 176, 0)
@@ -47,9 +48,10 @@ def test_picture_outlines_the_rejected_organs_and_fills_the_worst(tmp_path):
     assert inside[0].sum() > 1.5 * inside[1].sum()  # the patient's right is on the left
 
 
-def test_picture_does_not_depend_on_the_storage_order(tmp_path):
+@pytest.mark.parametrize("axcodes", ["PSL", "LIA", "SRA"])
+def test_picture_does_not_depend_on_the_orientation(tmp_path, axcodes):
     image = nib.Nifti1Image(kidneys(), np.diag([4.0, 4, 5, 1]))
-    turn = nib.orientations.axcodes2ornt("PSL")
+    turn = nib.orientations.axcodes2ornt(axcodes)
     turned = image.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(image.affine), turn))
     (tmp_path / "turned").mkdir()
     one, report = pictured(tmp_path, kidneys())
@@ -62,29 +64,31 @@ def test_picture_of_a_map_with_ids_of_its_own_is_the_same(tmp_path):
     (tmp_path / "own").mkdir()
     own = np.select([kidneys() == organ for organ in (2, 3, 66)], [7, 1, 9]).astype(np.uint8)
     one, report = pictured(tmp_path, kidneys())
-    other, own_report = pictured(tmp_path / "own", own, label_names=tmp_path / "names.json")
+    reader = LoadLabelMapd("image", label_names=tmp_path / "names.json")
+    other, own_report = pictured(tmp_path / "own", own, load=lambda path: reader({"image": path})["image"])
     assert np.array_equal(pixels(report, one), pixels(own_report, other))
 
 
 @pytest.mark.parametrize(
     ("labels", "why"),
     [
-        (None, "map.nii.gz is missing"),
-        (np.zeros((4, 4, 4), np.uint8), "map.nii.gz holds no label 2 any more"),
-        (np.full((4, 4, 4), 0.5, np.float32), "map.nii.gz holds 0.5, which is no label"),
-        (np.full((4, 4, 4), -1, np.int16), "map.nii.gz holds values from -1 to -1, labels are 0 to 254"),
+        (None, "map.nii.gz: no such file; correct the path"),
+        (np.zeros((4, 4, 4), np.uint8), "map.nii.gz: does not hold label 2 any more"),
+        (np.full((4, 4, 4), 0.5, np.float32), "map.nii.gz: holds 0.5, not a label"),
+        (np.full((4, 4, 4), -1, np.int16), "map.nii.gz: holds values from -1 to -1, labels are 0 to 254"),
     ],
 )
-def test_map_that_cannot_be_drawn_costs_its_picture_alone(tmp_path, labels, why):
+def test_map_that_cannot_be_drawn_has_no_picture_but_a_reason(tmp_path, labels, why):
     worst, report = pictured(tmp_path, labels)
     assert worst["picture"] is None
     assert worst["why"].startswith(why)
+    assert not worst["why"].endswith(".")  # the page adds it
     assert not list((report / "pictures").iterdir())
 
 
-def test_damaged_map_costs_its_picture_alone(tmp_path):
+def test_damaged_or_unknown_map_has_no_picture_but_a_reason(tmp_path):
     (tmp_path / "bad.nii.gz").write_bytes(b"\x1f\x8bnothing")
     worst, _ = pictured(tmp_path, None, name="bad.nii.gz")
-    assert worst["why"].startswith("bad.nii.gz cannot be read whole")
+    assert worst["why"].startswith("bad.nii.gz: cannot be read whole")
     table = small_table([("a", 2, 0.2, 0.95)])
-    assert received(write(tmp_path, table), "overview")["worst"][0]["why"] == "no label map is named for it"
+    assert received(write(tmp_path, table), "overview")["worst"][0]["why"] == "the path of its label map is unknown"

@@ -7,9 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scripts.common.errors import InputError
 from scripts.solf.report.counts import Limits
 from scripts.solf.report.folder import ASSETS, packed_decimals
 from scripts.solf.report.write import rule_in_words, write_report
+from scripts.solf.transforms import LoadLabelMapd
 
 ORGANS = {2: "kidney_right", 3: "kidney_left", 66: "muscle"}
 FEATURES = ["sphericity", "eccentricity"]
@@ -63,10 +65,19 @@ def chunks(table, cases):
 
 
 def write(folder, table, *, cases_per_chunk=40, **options):
-    given = {"thresholds": THRESHOLDS, "sources": {}, **options}
-    index = write_report(folder, decisions=lambda: iter(chunks(table, cases_per_chunk)), **given)
+    index = write_tables(folder, lambda: iter(chunks(table, cases_per_chunk)), **options)
     assert index == folder / "qc" / "index.html"
     return index.parent
+
+
+def write_tables(folder, decisions, **options):
+    """Write a report of label maps that the bundle's transform reads."""
+    given = {"thresholds": THRESHOLDS, "sources": {}, "load": load, **options}
+    return write_report(folder, decisions=decisions, **given)
+
+
+def load(path):
+    return LoadLabelMapd("image")({"image": path})["image"]
 
 
 def received(report, name):
@@ -231,39 +242,46 @@ def test_names_are_never_part_of_a_page(report):
     assert all(file.read_bytes().isascii() for file in (report / "data").iterdir())
 
 
-def test_name_that_is_no_utf8_stays_what_it_is(tmp_path):
+def test_name_that_is_not_utf8_is_kept(tmp_path):
     table = small_table([("a", 2, 0.2, 0.95)]).assign(case=pd.Series(["z\udcff"], dtype=object))
-    report = write_report(tmp_path, decisions=lambda: iter([table]), thresholds=THRESHOLDS, sources={}).parent
+    report = write_tables(tmp_path, lambda: iter([table])).parent
     assert unpacked(received(report, "cases")["names"]) == ["z\udcff"]
 
 
-def test_page_names_no_address_outside_of_its_folder():
+def test_page_refers_to_no_address_outside_its_folder():
     for asset in ASSETS.iterdir():
         assert not re.search(r"https?:|//[a-z]|\burl\(|@import|\bfetch\(|XMLHttp", asset.read_text(encoding="utf-8"))
 
 
-def test_rule_is_said_in_words():
+def test_rule_is_described_in_words():
     assert rule_in_words(THRESHOLDS) == (
-        "A label is rejected when at least 2 of 2 features (sphericity, eccentricity) are outside their thresholds; "
-        "the lowest and the highest 2 % of the cohort are outside, organ by organ. "
-        "The thresholds come from 150 subjects."
+        "A label is rejected if at least 2 of 2 features (sphericity, eccentricity) are outside their thresholds. "
+        "Outside are the lowest and the highest 2 % of the cohort, for each organ. "
+        "The thresholds were fitted to 150 subjects."
     )
-    assert "follows the rule mine" in rule_in_words({"rule": "mine", "features": ["a"], "votes": 1})
+    assert "Outside are values by the rule mine." in rule_in_words({"rule": "mine", "features": ["a"], "votes": 1})
+
+
+def test_rule_of_loaded_weights_is_unknown_and_not_described():
+    assert rule_in_words({"features": ["a"], "votes": 1, "subjects": 60}) == (
+        "A label is rejected if at least 1 of 1 features (a) are outside their thresholds. "
+        "The thresholds were fitted to 60 subjects."
+    )
 
 
 def test_report_of_no_cases(tmp_path):
-    report = write_report(tmp_path, decisions=lambda: iter([]), thresholds=THRESHOLDS, sources={}).parent
+    report = write_tables(tmp_path, lambda: iter([])).parent
     assert received(report, "overview")["totals"]["labels"] == 0
     assert received(report, "histograms") == {}
 
 
-def test_old_report_is_replaced_only_by_a_whole_one(tmp_path):
+def test_old_report_is_replaced_only_by_a_complete_one(tmp_path):
     table = small_table([("a", 2, 0.2, 0.95)])
     old = contents(write(tmp_path, table))
     (tmp_path / ".tmp-qc-left-by-a-killed-run" / "data").mkdir(parents=True)
     passes = iter([[table], [small_table([("a", 2, 0.2, 0.95), ("a", -2, 0.2, 0.95)])]])
-    with pytest.raises(ValueError, match="holds labels -2 to 2"):
-        write_report(tmp_path, decisions=lambda: iter(next(passes)), thresholds=THRESHOLDS, sources={})
+    with pytest.raises(InputError, match="holds labels -2 to 2"):
+        write_tables(tmp_path, lambda: iter(next(passes)))
     assert [path.name for path in tmp_path.iterdir()] == ["qc"]
     assert contents(tmp_path / "qc") == old
     assert contents(write(tmp_path, small_table([("b", 2, 0.2, 0.95)]))) != old
@@ -276,17 +294,17 @@ def bad(**changes):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([bad().drop(columns=["votes", "reason"])], "the table of decisions lacks votes, reason: write it with these"),
-        ([bad(), bad()], "case 'a' comes after 'b': give whole cases, in order of name."),
-        ([bad(case=["b", "a"])], "case 'a' comes after 'b': give whole cases, in order of name."),
-        ([bad()[:1], bad()[:1]], "case 'a' comes after 'a': give whole cases, in order of name."),
-        ([bad(label=[2, 70000])], "the table of decisions holds labels 2 to 70000: need 0 to 65535."),
+        ([bad().drop(columns=["votes", "reason"])], "the table of decisions lacks votes, reason; write it with these"),
+        ([bad(), bad()], "case 'a' comes after 'b'; give whole cases, in order of name."),
+        ([bad(case=["b", "a"])], "case 'a' comes after 'b'; give whole cases, in order of name."),
+        ([bad()[:1], bad()[:1]], "case 'a' comes after 'a'; give whole cases, in order of name."),
+        ([bad(label=[2, 70000])], "the table of decisions holds labels 2 to 70000, need 0 to 65535."),
         ([bad(decision="maybe")], "the table of decisions holds 'maybe': a decision is one of keep, reject, drop."),
     ],
 )
 def test_bad_table_is_refused_and_leaves_nothing(tmp_path, given, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        write_report(tmp_path, decisions=lambda: iter(given), thresholds=THRESHOLDS, sources={})
+    with pytest.raises(InputError, match=re.escape(message)):
+        write_tables(tmp_path, lambda: iter(given))
     assert not list(tmp_path.iterdir())
 
 
@@ -294,17 +312,17 @@ def test_bad_table_is_refused_and_leaves_nothing(tmp_path, given, message):
     ("options", "message"),
     [
         ({"worst": -1}, "worst is -1: give the number of cases to draw, 0 for none."),
-        ({"thresholds": {"votes": 2}}, "the thresholds lack features, organs: give the content of thresholds.json."),
+        ({"thresholds": {"votes": 2}}, "the thresholds lack features, organs; give the content of thresholds.json."),
     ],
 )
 def test_bad_options_are_refused(tmp_path, options, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(InputError, match=re.escape(message)):
         write(tmp_path, bad(), **options)
 
 
-def test_folder_that_is_no_report_is_left_alone(tmp_path):
+def test_folder_that_is_not_a_report_is_left_alone(tmp_path):
     (tmp_path / "qc").mkdir()
     (tmp_path / "qc" / "mine.txt").write_text("x")
-    with pytest.raises(ValueError, match=re.escape("qc: is there and holds no index.html, so it is no report; move")):
+    with pytest.raises(InputError, match=re.escape("qc: exists and holds no index.html, so it is not a report; move")):
         write(tmp_path, bad())
     assert (tmp_path / "qc" / "mine.txt").exists()

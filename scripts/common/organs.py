@@ -1,0 +1,152 @@
+"""The 72 organs and their names in other tools; foreground classes and left-right pairs of a `channel_def`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from scripts.common.errors import InputError
+
+ORGANS: dict[int, str] = {
+    1: "spleen",
+    2: "kidney_right",
+    3: "kidney_left",
+    4: "gallbladder",
+    5: "liver",
+    6: "stomach",
+    7: "pancreas",
+    8: "adrenal_gland_right",
+    9: "adrenal_gland_left",
+    10: "lung_upper_lobe_left",
+    11: "lung_lower_lobe_left",
+    12: "lung_upper_lobe_right",
+    13: "lung_middle_lobe_right",
+    14: "lung_lower_lobe_right",
+    15: "esophagus",
+    16: "trachea",
+    17: "thyroid_gland",
+    18: "intestine",
+    19: "duodenum",
+    20: "rib",
+    21: "urinary_bladder",
+    22: "prostate",
+    23: "sacrum",
+    24: "heart",
+    25: "aorta",
+    26: "pulmonary_vein",
+    27: "brachiocephalic_trunk",
+    28: "subclavian_artery_right",
+    29: "subclavian_artery_left",
+    30: "common_carotid_artery_right",
+    31: "common_carotid_artery_left",
+    32: "brachiocephalic_vein_left",
+    33: "brachiocephalic_vein_right",
+    34: "atrial_appendage_left",
+    35: "superior_vena_cava",
+    36: "inferior_vena_cava",
+    37: "portal_vein_and_splenic_vein",
+    38: "iliac_artery_left",
+    39: "iliac_artery_right",
+    40: "iliac_vena_left",
+    41: "iliac_vena_right",
+    42: "humerus_left",
+    43: "humerus_right",
+    44: "scapula_left",
+    45: "scapula_right",
+    46: "clavicula_left",
+    47: "clavicula_right",
+    48: "femur_left",
+    49: "femur_right",
+    50: "hip_left",
+    51: "hip_right",
+    52: "spinal_cord",
+    53: "gluteus_maximus_left",
+    54: "gluteus_maximus_right",
+    55: "gluteus_medius_left",
+    56: "gluteus_medius_right",
+    57: "gluteus_minimus_left",
+    58: "gluteus_minimus_right",
+    59: "autochthon_left",
+    60: "autochthon_right",
+    61: "iliopsoas_left",
+    62: "iliopsoas_right",
+    63: "sternum",
+    64: "costal_cartilages",
+    65: "subcutaneous_fat",
+    66: "muscle",
+    67: "inner_fat",
+    68: "IVD",
+    69: "vertebra_body",
+    70: "vertebra_posterior_elements",
+    71: "spinal_channel",
+    72: "bone_other",
+}
+"""Label id to organ, as in VIBESegmentator (formerly TotalVibeSegmentator). UKBOB's labels do not use 20; newer models
+of VIBESegmentator segment ribs in CT."""
+
+UNPAIRED = frozenset({"lung_middle_lobe_right", "atrial_appendage_left"})
+"""Organs with a side in their name that exist on this side only."""
+
+_RIBS = [f"rib_{side}_{number}" for side in ("left", "right") for number in range(1, 13)]
+_ORGAN_OF = {"small_bowel": "intestine", "colon": "intestine", "intervertebral_discs": "IVD"}
+_ORGAN_OF |= {"skeletal_muscle": "muscle", "torso_fat": "inner_fat"}
+_ORGAN_OF |= dict.fromkeys(_RIBS, "rib")
+
+IDS_OF_NAMES: dict[str, int] = {name: label for label, name in ORGANS.items()}
+"""Name to label id: the organs', and those of TotalSegmentator's tasks `total` (CT), `total_mr` and `tissue_types`.
+
+Structures without a counterpart are left out: whole vertebrae (here body and posterior elements are two organs),
+undivided lungs (MR), kidney cysts, brain and skull."""
+IDS_OF_NAMES |= {other: IDS_OF_NAMES[name] for other, name in _ORGAN_OF.items()}
+
+
+def foreground_classes(channel_def: Mapping[str, str]) -> dict[int, str]:
+    """Turn the metadata's `channel_def` into class ids and names without the background.
+
+    Args:
+        channel_def: channel index, as a string, to class name; `"0"` is the background.
+
+    Returns:
+        Class id to name, by ascending id.
+    """
+    return {int(k): name for k, name in sorted(channel_def.items(), key=lambda kv: int(kv[0])) if int(k) > 0}
+
+
+def left_right_pairs(channel_def: Mapping[str, str] | Mapping[int, str]) -> list[tuple[int, int]]:
+    """Find the classes that swap their labels when a patient is mirrored.
+
+    Args:
+        channel_def: channel index to class name; the names of a pair differ only in the words `right` and `left`,
+            between spaces or underscores.
+
+    Returns:
+        Pairs of class ids (right, left); the organs in `UNPAIRED` have none.
+
+    Raises:
+        InputError: a `right ...` class has no `left ...` class, or the other way round.
+
+    >>> left_right_pairs({"1": "liver", "2": "right kidney", "3": "left kidney"})
+    [(2, 3)]
+    """
+    by_name = {name.lower(): int(k) for k, name in channel_def.items() if name not in UNPAIRED}
+    pairs, sided = [], set()
+    for name, index in by_name.items():
+        words = re.split(r"([ _])", name)
+        if "right" in words:
+            left = "".join("left" if word == "right" else word for word in words)
+            if left not in by_name:
+                raise InputError(f"class {index} '{name}' has no contralateral class '{left}': add it to channel_def.")
+            pairs.append((index, by_name[left]))
+            sided |= {index, by_name[left]}
+        elif "left" in words:
+            sided.add(index)
+    unpaired = sided - {index for pair in pairs for index in pair}
+    if unpaired:
+        raise InputError(f"classes {sorted(unpaired)} are 'left' without a 'right' class: add it to channel_def.")
+    return sorted(pairs)
+
+
+def contralateral_labels(organs: Mapping[int, str]) -> dict[int, int]:
+    """Return, for each organ that has one, the label id of the same organ on the other side."""
+    pairs = left_right_pairs(organs)
+    return {label: other for pair in pairs for label, other in (pair, pair[::-1])}

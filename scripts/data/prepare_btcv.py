@@ -1,0 +1,234 @@
+"""Convert the BTCV abdomen download to the folders and the datalist that the bundles read.
+
+`python -m scripts.prepare_btcv RawData.zip OUT`
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import re
+import shutil
+import stat
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from tqdm import tqdm
+
+from scripts.common.errors import InputError
+from scripts.common.files import atomic_path, remove_leftovers, write_text
+
+logger = logging.getLogger(__name__)
+
+TRAINING_IDS = (*range(1, 11), *range(21, 41))
+VALIDATION_IDS = range(35, 41)
+TEST_IDS = range(61, 81)
+MAX_FILE_BYTES = 1 << 30  # ten times the largest BTCV scan, 512 x 512 x 198 voxels of two bytes
+_CHUNK_BYTES = 1 << 20
+_ENCRYPTED = 0x1 | 0x40  # flag bits of traditional and strong encryption
+_EXPECTED = re.compile(r"(?:.*/)?(Training/img/img|Training/label/label|Testing/img/img)(\d{4})\.nii\.gz", re.ASCII)
+_FOLDERS = {
+    "Training/img/img": "imagesTr/img",
+    "Training/label/label": "labelsTr/label",
+    "Testing/img/img": "imagesTs/img",
+}
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A file of the source, in a zip or a folder."""
+
+    name: str  # in the source, for messages
+    size_bytes: int
+    crc: Callable[[], int]  # called only if needed: a file in a folder is read for it
+    open: Callable[[], AbstractContextManager[BinaryIO]]
+
+
+def prepare_btcv(source: Path, out_dir: Path) -> Path:
+    """Copy a BTCV download to `imagesTr`, `labelsTr` and `imagesTs`, and write `dataset_0.json`.
+
+    The datalist is written last, so that `out_dir` is complete if it exists. A run that was stopped can be repeated:
+    files of equal size and CRC-32 are kept. Nothing is written before the whole source has been checked.
+
+    Args:
+        source: RawData.zip of Synapse, or its unzipped folder, with all or some of the training cases.
+        out_dir: folder of the result; created if it is missing.
+
+    Returns:
+        The path of `dataset_0.json`.
+
+    Raises:
+        InputError: the source is unsafe, encrypted, corrupted or incomplete, does not fit on the disk, or `out_dir`
+            holds another datalist.
+        OSError: a file cannot be written.
+
+    Source:
+        Synapse syn3193805. The split is that of `dataset_0.json` in MONAI's UNETR and Swin UNETR BTCV tutorials:
+        0035 to 0040 for validation, the other 24 for training.
+    """
+    if out_dir.exists() and not out_dir.is_dir():
+        raise InputError(f"{out_dir}: not a folder; choose another OUT")
+    if not source.exists():
+        raise InputError(f"{source}: no such file; give RawData.zip or its unzipped folder")
+    if source.is_dir():
+        return _prepare(_folder_members(source), source, out_dir)
+    try:
+        with zipfile.ZipFile(source) as archive:
+            return _prepare(_zip_members(archive, source), source, out_dir)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeDecodeError) as error:
+        raise InputError(f"{source}: not a zip file, or corrupted ({error}); download it again") from error
+
+
+def _prepare(members: dict[str, _Member], source: Path, out_dir: Path) -> Path:
+    datalist = _datalist(members, source)
+    for folder in (out_dir, *(out_dir / name for name in ("imagesTr", "labelsTr", "imagesTs"))):
+        remove_leftovers(folder)
+    todo = {target: member for target, member in members.items() if not _is_complete(out_dir / target, member)}
+    _refuse_too_large(todo.values(), source, out_dir)
+    text = json.dumps(datalist, indent=2) + "\n"
+    path = out_dir / "dataset_0.json"
+    if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
+        raise InputError(f"{path}: lists other cases than {source} gives; remove it, or choose another OUT")
+    if todo:
+        path.unlink(missing_ok=True)  # the datalist exists only if all its files are complete
+    _copy(todo, out_dir)
+    if not path.exists():
+        write_text(path, text)
+    logger.info("prepared %s: %d files copied, %d kept", path, len(todo), len(members) - len(todo))
+    return path
+
+
+def _zip_members(archive: zipfile.ZipFile, source: Path) -> dict[str, _Member]:
+    members: dict[str, _Member] = {}
+    for info in archive.infolist():
+        _refuse_unsafe(info, source)
+        target = _target(info.filename)
+        if target is None:
+            continue
+        if target in members:
+            raise InputError(f"{source}: {info.filename} and {members[target].name} are the same case; keep one")
+        _refuse_unreadable(info, source)
+        crc = partial(int, info.CRC)
+        members[target] = _Member(info.filename, info.file_size, crc, partial(archive.open, info))
+    return members
+
+
+def _refuse_unsafe(info: zipfile.ZipInfo, source: Path) -> None:
+    name = info.orig_filename  # `filename` ends at the first NUL
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    path = PurePosixPath(name)
+    drive = re.match(r"[A-Za-z]:", name)
+    if path.is_absolute() or drive or ".." in path.parts or "\\" in name or not name.isprintable():
+        problem = "has an unsafe name"
+    elif kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        problem = "is a link or a device"
+    else:
+        return
+    raise InputError(f"{source}: entry {name!r:.200} {problem}; this is not Synapse's RawData.zip, download that")
+
+
+def _refuse_unreadable(info: zipfile.ZipInfo, source: Path) -> None:
+    if info.flag_bits & _ENCRYPTED:
+        raise InputError(f"{source}: {info.filename} is encrypted; unzip it by hand and give the folder")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        method = f"is compressed by method {info.compress_type}"
+        raise InputError(f"{source}: {info.filename} {method}; unzip it by hand and give the folder")
+
+
+def _folder_members(source: Path) -> dict[str, _Member]:
+    roots = [root for root in (source, source / "RawData", source / "Abdomen/RawData") if root.is_dir()]
+    root = next((root for root in roots if (root / "Training").is_dir()), source)
+    members = {}
+    for path in sorted(path for start in _FOLDERS for path in (root / start).parent.glob("*.nii.gz")):
+        target = _target(path.relative_to(root).as_posix())
+        if target is not None and path.is_file():
+            size = path.stat().st_size
+            members[target] = _Member(str(path), size, partial(_crc_of, path), partial(path.open, "rb"))
+    return members
+
+
+def _target(name: str) -> str | None:
+    match = _EXPECTED.fullmatch(name)
+    ids = TEST_IDS if match and match[1].startswith("Testing") else TRAINING_IDS
+    return f"{_FOLDERS[match[1]]}{match[2]}.nii.gz" if match and int(match[2]) in ids else None
+
+
+def _datalist(members: Iterable[str], source: Path) -> dict[str, object]:
+    available = set(members)
+    pairs = {i: (f"imagesTr/img{i:04d}.nii.gz", f"labelsTr/label{i:04d}.nii.gz") for i in TRAINING_IDS}
+    absent = {i: [name for name in pair if name not in available] for i, pair in pairs.items()}
+    missing = [name for names in absent.values() if len(names) == 1 for name in names]
+    if missing:
+        raise InputError(f"{source}: missing {', '.join(missing)}; add them, or remove the other file of these cases")
+    cases = {i: dict(zip(("image", "label"), pair, strict=True)) for i, pair in pairs.items() if not absent[i]}
+    training = [case for i, case in cases.items() if i not in VALIDATION_IDS]
+    validation = [case for i, case in cases.items() if i in VALIDATION_IDS]
+    if not cases:
+        raise InputError(f"{source}: holds no file like Training/img/img0001.nii.gz; give RawData.zip of the abdomen")
+    if not training or not validation:
+        lacking, ids = ("validation", "0035..0040") if training else ("training", "0001..0010, 0021..0034")
+        raise InputError(f"{source}: no {lacking} cases; add image and label of at least one of {ids}")
+    if len(cases) < len(pairs):
+        logger.warning("%s: holds %d of %d training cases", source, len(cases), len(pairs))
+    test = sorted(name for name in available if name.startswith("imagesTs/"))
+    return {"name": "BTCV", "training": training, "validation": validation, "test": test}
+
+
+def _is_complete(path: Path, member: _Member) -> bool:
+    return path.is_file() and path.stat().st_size == member.size_bytes and _crc_of(path) == member.crc()
+
+
+def _crc_of(path: Path) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            crc = zlib.crc32(chunk, crc)
+    return crc
+
+
+def _refuse_too_large(members: Iterable[_Member], source: Path, out_dir: Path) -> None:
+    sizes = {member.name: member.size_bytes for member in members}
+    for name, size in sizes.items():
+        if size > MAX_FILE_BYTES:
+            raise InputError(f"{source}: {name} unpacks to {size} bytes, no scan has more than {MAX_FILE_BYTES}")
+    existing = next(path for path in (out_dir, *out_dir.absolute().parents) if path.exists())
+    needed, free = sum(sizes.values()), shutil.disk_usage(existing).free
+    if needed > free:
+        raise InputError(f"{out_dir}: {needed} bytes needed, {free} free; free space or choose another OUT")
+
+
+def _copy(members: dict[str, _Member], out_dir: Path) -> None:
+    total = sum(member.size_bytes for member in members.values())
+    with tqdm(total=total, unit="B", unit_scale=True, desc="copying", disable=None) as bar:
+        for target, member in members.items():
+            with atomic_path(out_dir / target) as temporary:
+                with member.open() as incoming, temporary.open("wb") as outgoing:
+                    while chunk := incoming.read(_CHUNK_BYTES):
+                        bar.update(outgoing.write(chunk))
+                if temporary.stat().st_size != member.size_bytes:
+                    raise InputError(f"{member.name}: ends early; download it again")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; an error in the input ends it with exit code 2 and one line."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.prepare_btcv", description=__doc__)
+    parser.add_argument("source", type=Path, help="Synapse's RawData.zip of the abdomen, or its unzipped folder")
+    parser.add_argument("out", type=Path, help="folder for imagesTr, labelsTr, imagesTs and dataset_0.json")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        prepare_btcv(args.source, args.out)
+    except InputError as error:
+        parser.exit(2, f"prepare_btcv: error: {error}\n")
+    except OSError as error:
+        parser.exit(2, f"prepare_btcv: error: {error}; fix this and run again to resume\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "prepare_btcv: stopped; run again to resume\n")
+    return 0

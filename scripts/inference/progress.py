@@ -1,0 +1,53 @@
+"""Progress over cases."""
+
+from __future__ import annotations
+
+from ignite.engine import Engine, Events
+
+from scripts.common.progress import progress_bar
+
+
+class CaseProgress:
+    """Show the finished cases, their rate and the time left; the inferer shows each case's windows below.
+
+    Ignite's `ProgressBar` (0.5.5) appears only after the first case, which it leaves out of the rate, and counts
+    epochs one by one.
+
+    Args:
+        desc: word in front of the bar.
+    """
+
+    unit = "case"
+
+    def __init__(self, desc: str = "cases") -> None:
+        self.desc = desc
+        self.bar = None
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an engine, before handlers that re-raise an exception, such as MONAI's `StatsHandler`.
+
+        Ignite stops at the first handler of an exception that raises, so that the bar would stay open.
+        """
+        engine.add_event_handler(Events.STARTED, self.open)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.advance)
+        engine.add_event_handler(Events.COMPLETED | Events.TERMINATE, self.close)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self.abort)
+
+    def open(self, engine: Engine) -> None:
+        """Open the bar over all iterations of the run; a resumed one starts at its iteration."""
+        total = engine.state.max_epochs * engine.state.epoch_length
+        self.bar = progress_bar(total=total, initial=engine.state.iteration, desc=self.desc, unit=self.unit)
+
+    def advance(self, _: Engine) -> None:
+        """Count one iteration."""
+        self.bar.update()
+
+    def close(self, _: Engine) -> None:
+        """Close the bar."""
+        if self.bar is not None:
+            self.bar.close()
+
+    def abort(self, engine: Engine, error: BaseException) -> None:
+        """Close the bar and raise the error again: ignite (0.5.5) drops an exception whose handlers all return."""
+        self.close(engine)
+        raise error

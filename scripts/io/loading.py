@@ -1,0 +1,90 @@
+"""The transform that reads volumes, NIfTI or DICOM."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+
+from scripts.io.dicom import read_dicom_series
+from scripts.io.nifti import StoredVolume, check_intensities, read_nifti
+
+
+class LoadVolumed(MapTransform):
+    """Read 3-D volumes, channel first, and refuse files that would fail later.
+
+    A folder is read as a DICOM series, a file as NIfTI. `scripts.data.case_checks.check_cases` refuses the same NIfTI
+    files with the same messages.
+
+    Args:
+        keys: keys of the paths.
+        image_keys: those of `keys` that hold an image, which must not be constant or hold NaN; the others are label
+            maps, which may be empty.
+        allow_missing_keys: skip keys that the case lacks.
+
+    Shape:
+        A file of (X, Y, Z) voxels becomes a MetaTensor (1, X, Y, Z), float32.
+
+    Raises:
+        InputError: the file cannot be read to its end, is not 3-D, has a spacing outside 0.01..50 mm or a singular
+            affine, or the image holds NaN, infinity or a single value. The message names the file and the fix.
+
+    >>> import nibabel, numpy, tempfile
+    >>> path = tempfile.mkdtemp() + "/ct.nii.gz"
+    >>> nibabel.save(nibabel.Nifti1Image(numpy.arange(24.0).reshape(2, 3, 4), numpy.eye(4)), path)
+    >>> LoadVolumed("image")({"image": path})["image"].shape
+    torch.Size([1, 2, 3, 4])
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        *,
+        image_keys: Sequence[str] = ("image",),
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.image_keys = set(image_keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Read the volumes of a case."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = self.read(d[key], is_image=key in self.image_keys)
+            if "case" in d:
+                d[key].meta["case"] = d["case"]
+        return d
+
+    def read(self, path: str | Path, *, is_image: bool) -> MetaTensor:
+        """Read one volume.
+
+        Args:
+            path: NIfTI file or DICOM folder.
+            is_image: whether to refuse a constant volume, NaN and infinity.
+        """
+        volume = read_volume(path)
+        if is_image:
+            check_intensities(volume, path)
+        affine = torch.from_numpy(volume.affine)
+        meta = {
+            "filename_or_obj": str(path),
+            "original_affine": affine.clone(),
+            "original_channel_dim": "no_channel",
+            "space": "RAS",
+            "spatial_shape": volume.stored.shape,
+        }
+        return MetaTensor(torch.from_numpy(volume.values())[None], affine=affine, meta=meta)
+
+
+def read_volume(path: str | Path) -> StoredVolume:
+    """Read a NIfTI file, or a folder as a DICOM series.
+
+    Raises:
+        InputError: see `read_nifti` and `read_dicom_series`.
+    """
+    return read_dicom_series(Path(path)) if Path(path).is_dir() else read_nifti(path)

@@ -1,0 +1,103 @@
+"""Loading weights that must fit exactly."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from ignite.engine import Engine, Events
+
+from scripts.common.errors import InputError
+from scripts.common.ranks import unwrapped
+from scripts.models.weight_files import load_state_dict_file
+
+logger = logging.getLogger(__name__)
+
+_State = Mapping[str, torch.Tensor]
+
+
+def load_weights(network: torch.nn.Module, path: str | Path) -> None:
+    """Load weights that fit exactly, in place.
+
+    Args:
+        network: any network, possibly wrapped for distributed training.
+        path: file of its weights.
+
+    Raises:
+        InputError: there is no such file, it cannot be read, or a name or shape differs; the network is then unchanged.
+
+    >>> import tempfile
+    >>> trained, network = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+    >>> path = Path(tempfile.mkdtemp(), "model.pt")
+    >>> torch.save(trained.state_dict(), path)
+    >>> load_weights(network, path)
+    >>> torch.equal(network.weight, trained.weight)
+    True
+    """
+    network, state = unwrapped(network), load_state_dict_file(path)
+    check_state_dict(network, state, path)
+    network.load_state_dict(state)
+
+
+def check_state_dict(network: torch.nn.Module, state: _State, path: str | Path) -> None:
+    """Check that weights fit a network exactly.
+
+    Modules with a method `refuse_state(state, path)` check first what shapes do not tell.
+
+    Args:
+        network: the network, not wrapped.
+        state: names to tensors, as `load_state_dict_file` returns them.
+        path: where they come from, for the message.
+
+    Raises:
+        InputError: any name or shape differs, or a module refuses them.
+    """
+    for module in network.modules():
+        if hasattr(module, "refuse_state"):
+            module.refuse_state(state, path)
+    own = network.state_dict()
+    missing = [key for key in own if key not in state]
+    unexpected = [key for key in state if key not in own]
+    reshaped = [key for key in own if key in state and state[key].shape != own[key].shape]
+    if reshaped:
+        first = describe_shapes(reshaped[0], state, own)
+    elif missing or unexpected:
+        first = f"{missing[0]} is missing" if missing else f"{unexpected[0]} is unexpected"
+    else:
+        return
+    raise InputError(
+        f"{path}: weights of another network: {len(missing)} of {len(own)} tensors missing, "
+        f"{len(unexpected)} unexpected, {len(reshaped)} of another shape (first: {first}); give the network "
+        "the settings that the file was trained with, or use the file as pretrained weights."
+    )
+
+
+def describe_shapes(key: str, given: _State, own: _State) -> str:
+    """Describe how the shape of a tensor differs between a file and a network."""
+    return f"{key}: file {tuple(given[key].shape)}, network {tuple(own[key].shape)}"
+
+
+class StrictCheckpointLoader:
+    """Load weights that must fit exactly when an engine starts, as `load_weights` does.
+
+    MONAI FL finds loaders by the word CheckpointLoader in their names and leaves them out, because it evaluates the
+    server's weights.
+
+    Args:
+        network: the network of the engine, possibly wrapped for distributed training.
+        path: file of its weights.
+    """
+
+    def __init__(self, network: torch.nn.Module, path: str | Path) -> None:
+        self.network, self.path = network, Path(path)
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the engine's start; in training, after what resumes the trainer."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, _: Engine) -> None:
+        """Load."""
+        load_weights(self.network, self.path)
+        logger.info("loaded %s", self.path)

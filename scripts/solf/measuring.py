@@ -1,0 +1,51 @@
+"""The features of one label map as an array, a row per label of the label table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from scripts.common.errors import InputError
+from scripts.solf.anatomy import with_anatomy
+from scripts.solf.features import label_shape_features
+from scripts.solf.tables import COLUMNS, pack_features
+
+Transform = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+
+def case_features(label: np.ndarray, affine: np.ndarray, organs: Mapping[int, str]) -> np.ndarray:
+    """Measure one label map.
+
+    Args:
+        label: label ids, (I, J, K).
+        affine: voxel indices to mm, (4, 4).
+        organs: label id to name.
+
+    Returns:
+        (L, C) float64: a row per organ, NaN for those that the map lacks; a column per name of `COLUMNS`.
+
+    Raises:
+        InputError: the map holds no labels or others than `organs`, or `label_shape_features` refuses it.
+    """
+    shapes = with_anatomy(label_shape_features(label, affine), organs)
+    present = shapes["label"].to_numpy()
+    unknown = sorted(set(present.tolist()) - set(organs))
+    if unknown:
+        named = ", ".join(map(str, unknown[:8])) + (", ..." if len(unknown) > 8 else "")
+        count = "1 label" if len(unknown) == 1 else f"{len(unknown)} labels"
+        raise InputError(
+            f"holds {count} that the label table lacks: {named}; set label_table, or label_names if the organs have "
+            "other ids, and give label maps, not images."
+        )
+    if not len(present):
+        raise InputError("holds no labels; leave it out.")
+    features = np.full((len(organs), len(COLUMNS)), np.nan)
+    features[np.searchsorted(list(organs), present)] = shapes[list(COLUMNS)].to_numpy(dtype=float)
+    return features
+
+
+def measure_case(case: Mapping[str, str], *, transform: Transform) -> bytes:
+    """Read and measure the label map of a case, and return its packed features."""
+    return pack_features(transform(case)["features"].numpy())

@@ -1,0 +1,164 @@
+"""Checkpoints of a training run: the best weights, and the state that a resumed run continues from."""
+
+from __future__ import annotations
+
+import logging
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.data.utils import set_rnd
+
+from scripts.common.errors import InputError
+from scripts.common.ranks import unwrapped
+from scripts.models.weight_files import read_file, save
+
+logger = logging.getLogger(__name__)
+
+
+class BestCheckpoint:
+    """Save the network's weights whenever the evaluator's key metric reaches a new best.
+
+    Args:
+        network: the network in training, possibly wrapped for distributed training.
+        path: file of the plain state dict, e.g. `models/model.pt`.
+    """
+
+    def __init__(self, network: torch.nn.Module, path: str | Path) -> None:
+        self.network, self.path = network, Path(path)
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the evaluator, after its key metric."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Save if this validation is the best so far."""
+        if engine.state.best_metric_epoch == engine.state.epoch:
+            save(unwrapped(self.network).state_dict(), self.path)
+
+
+class TrainingState:
+    """State of a training run: network, optimizer, scheduler, gradient scaler, epoch and best metric.
+
+    Args:
+        network: the network in training, possibly wrapped for distributed training.
+        optimizer: its optimizer.
+        lr_scheduler: its learning-rate scheduler.
+        evaluator: the validation engine, which holds the best metric.
+    """
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
+        evaluator: Engine,
+    ) -> None:
+        self.modules = {"network": unwrapped(network), "optimizer": optimizer, "lr_scheduler": lr_scheduler}
+        self.evaluator = evaluator
+
+    def state_dict(self, trainer: Engine) -> dict[str, Any]:
+        """Collect the state at the end of an epoch of `trainer`."""
+        state = {name: module.state_dict() for name, module in self.modules.items()}
+        state["scaler"] = trainer.scaler.state_dict() if trainer.scaler else {}
+        state["epoch"] = trainer.state.epoch
+        state["iteration"] = trainer.state.iteration
+        state["best_metric"] = float(self.evaluator.state.best_metric)
+        state["best_metric_epoch"] = self.evaluator.state.best_metric_epoch
+        return state
+
+    def load_state_dict(self, trainer: Engine, state: dict[str, Any]) -> None:
+        """Restore a collected state; the next epoch of `trainer` follows the saved one."""
+        for name, module in self.modules.items():
+            module.load_state_dict(state[name])
+        if trainer.scaler and state["scaler"]:
+            trainer.scaler.load_state_dict(state["scaler"])
+        trainer.state.epoch = state["epoch"]
+        trainer.state.iteration = state["iteration"]
+        self.evaluator.state.best_metric = state["best_metric"]
+        self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
+
+
+class LastCheckpoint:
+    """Save the state of the run at the end of each epoch; list it after validation and schedule.
+
+    Args:
+        state: what to save.
+        path: file to write, e.g. `models/last.pt`.
+    """
+
+    def __init__(self, state: TrainingState, path: str | Path) -> None:
+        self.state, self.path = state, Path(path)
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Save."""
+        save(self.state.state_dict(engine), self.path)
+
+
+class Resume:
+    """Continue a run from its last checkpoint, to the weights that it would have reached uninterrupted.
+
+    Args:
+        state: what to restore.
+        path: file that `LastCheckpoint` wrote.
+    """
+
+    def __init__(self, state: TrainingState, path: str | Path) -> None:
+        self.state, self.path = state, Path(path)
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Restore.
+
+        Raises:
+            InputError: there is no checkpoint, it is corrupted or of another network.
+        """
+        if not self.path.is_file():
+            raise InputError(f"{self.path}: no checkpoint to resume from: set resume to false.")
+        state = read_file(self.path)
+        try:
+            self.state.load_state_dict(engine, state)
+        except (RuntimeError, LookupError, TypeError, ValueError) as error:
+            lines = str(error).splitlines() or [type(error).__name__]  # the first of torch's lines names the class
+            raise InputError(
+                f"{self.path}: of another network or optimizer ({lines[min(1, len(lines) - 1)].strip()}); give the "
+                "settings of the run that wrote it, or set resume to false."
+            ) from error
+        logger.info("resumed from %s after epoch %d", self.path, engine.state.epoch)
+
+
+class EpochSeed:
+    """Seed all randomness by (seed, epoch, rank) at the start of each epoch.
+
+    So a resumed run draws the shuffling, crops and dropout of an uninterrupted one.
+
+    Args:
+        dataset: training dataset whose random transforms are seeded.
+        seed: seed of the run.
+    """
+
+    def __init__(self, dataset: torch.utils.data.Dataset, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Seed Python, NumPy, torch and the dataset's transforms."""
+        entropy = np.random.SeedSequence([self.seed, engine.state.epoch, engine.state.rank])
+        seed = int(entropy.generate_state(1)[0])
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        set_rnd(self.dataset, seed=seed)

@@ -1,0 +1,33 @@
+"""Progress of a training run."""
+
+from __future__ import annotations
+
+from ignite.engine import Engine
+
+from scripts.inference.progress import CaseProgress
+
+
+class TrainProgress(CaseProgress):
+    """Show the iterations of the whole run with loss, last validation score and time left.
+
+    List it after `Resume`, so that the bar of a resumed run starts at its epoch, and before `StatsHandler`.
+
+    Args:
+        evaluator: the validation engine whose key metric is shown.
+    """
+
+    unit = "step"
+
+    def __init__(self, evaluator: Engine) -> None:
+        super().__init__("training")
+        self.evaluator = evaluator
+
+    def advance(self, engine: Engine) -> None:
+        """Count one iteration."""
+        loss = engine.state.output[0]["loss"]
+        shown = {"epoch": f"{engine.state.epoch}/{engine.state.max_epochs}", "loss": f"{float(loss):.3f}"}
+        metrics, name = self.evaluator.state.metrics, self.evaluator.state.key_metric_name
+        if name in metrics:
+            shown[name] = f"{metrics[name]:.3f}"
+        self.bar.set_postfix(shown, refresh=False)
+        super().advance(engine)

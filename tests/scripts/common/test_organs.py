@@ -1,0 +1,74 @@
+import json
+import re
+
+import pytest
+
+from scripts.common.errors import InputError
+from scripts.common.organs import IDS_OF_NAMES, ORGANS, contralateral_labels, foreground_classes, left_right_pairs
+from tests.conftest import ROOT
+
+
+def test_btcv_pairs_are_kidneys_and_adrenals():
+    metadata = json.loads((ROOT / "bundles/swin_bob_btcv/configs/metadata.json").read_text())
+    assert left_right_pairs(metadata["network_data_format"]["outputs"]["pred"]["channel_def"]) == [(2, 3), (12, 13)]
+
+
+@pytest.mark.parametrize(
+    ("channel_def", "message"),
+    [
+        ({"1": "right lung"}, "class 1 'right lung' has no contralateral class 'left lung': add it to channel_def."),
+        (
+            {"4": "left lung", "2": "left rib"},
+            "classes [2, 4] are 'left' without a 'right' class: add it to channel_def.",
+        ),
+    ],
+)
+def test_unpaired_class_is_refused(channel_def, message):
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        left_right_pairs({"0": "background", **channel_def})
+
+
+def test_contralateral_labels_map_both_sides_to_each_other():
+    labels = contralateral_labels({1: "liver", 2: "kidney_right", 3: "kidney_left"})
+    assert labels == {2: 3, 3: 2}
+
+
+def test_foreground_classes_are_ordered_by_id():
+    assert list(foreground_classes({"10": "x", "0": "background", "2": "y"}).items()) == [(2, "y"), (10, "x")]
+
+
+def test_organs_are_those_of_vibesegmentator():
+    assert list(ORGANS) == list(range(1, 73))
+    known = {1: "spleen", 24: "heart", 32: "brachiocephalic_vein_left", 52: "spinal_cord", 68: "IVD", 72: "bone_other"}
+    assert {label: ORGANS[label] for label in known} == known
+
+
+def test_every_sided_organ_but_two_is_paired():
+    pairs = left_right_pairs(ORGANS)
+    assert len(pairs) == 19
+    assert (2, 3) in pairs
+    assert (12, 10) in pairs
+    sided = {name for name in ORGANS.values() if {"left", "right"} & set(name.split("_"))}
+    assert sided - {ORGANS[label] for pair in pairs for label in pair} == {
+        "atrial_appendage_left",
+        "lung_middle_lobe_right",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "organ"),
+    [
+        ("colon", "intestine"),
+        ("rib_right_12", "rib"),
+        ("intervertebral_discs", "IVD"),
+        ("torso_fat", "inner_fat"),
+        ("hip_left", "hip_left"),
+    ],
+)
+def test_names_of_totalsegmentator_find_their_organ(name, organ):
+    assert ORGANS[IDS_OF_NAMES[name]] == organ
+
+
+@pytest.mark.parametrize("name", ["vertebrae_L1", "lung_left", "kidney_cyst_left", "brain"])
+def test_names_without_a_counterpart_are_left_out(name):
+    assert name not in IDS_OF_NAMES

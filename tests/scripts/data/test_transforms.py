@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Spacingd as MonaiSpacingd
+
+from scripts.common.organs import ORGANS, left_right_pairs
+from scripts.data.transforms import RandLeftRightFlipd, Spacingd
+from scripts.io.loading import LoadVolumed
+from tests.scripts.io.volume_files import write_image
+
+KIDNEYS = [(2, 3), (12, 13)]
+
+
+@pytest.fixture
+def kidneys():
+    label = torch.zeros(1, 10, 6, 6)
+    label[:, 1:3, 2:4, 2:4] = 2
+    label[:, 6:9, 1:3, 1:3] = 3
+    label[:, 4, 4, 4] = 6
+    return {"image": label * 10, "label": label}
+
+
+# Spacing
+
+
+def test_strings_and_numbers_beside_the_image_are_kept(tmp_path):
+    path = str(write_image(tmp_path / "a.nii.gz"))
+    data = LoadVolumed("image")({"image": path, "image_path": path, "image_id": 7})
+    out = Spacingd("image", pixdim=[4, 4, 4], mode="bilinear")(data)
+    assert (out["image_path"], out["image_id"]) == (path, 7)
+    np.testing.assert_allclose(out["image"].pixdim, [4, 4, 4], atol=1e-5)
+
+
+def test_resampled_volume_is_that_of_monai(tmp_path):
+    data = LoadVolumed("image")({"image": str(write_image(tmp_path / "a.nii.gz"))})
+    options = {"keys": "image", "pixdim": [1, 1, 2], "mode": "bilinear"}
+    ours, monai = (spacing(**options)(data)["image"] for spacing in (Spacingd, MonaiSpacingd))
+    torch.testing.assert_close(ours.as_tensor(), monai.as_tensor())
+    torch.testing.assert_close(ours.affine, monai.affine)
+
+
+# Mirroring
+
+
+def test_flip_twice_is_identity(kidneys):
+    flip = RandLeftRightFlipd(["image", "label"], pairs=KIDNEYS, prob=1.0)
+    twice = flip(flip(kidneys))
+    assert torch.equal(twice["image"], kidneys["image"])
+    assert torch.equal(twice["label"], kidneys["label"])
+
+
+def test_flip_swaps_the_kidneys(kidneys):
+    flipped = RandLeftRightFlipd(["image", "label"], pairs=KIDNEYS, prob=1.0)(kidneys)
+    mirrored = torch.flip(kidneys["label"], [1])
+    assert torch.equal(flipped["label"] == 2, mirrored == 3)
+    assert torch.equal(flipped["label"] == 3, mirrored == 2)
+    assert torch.equal(flipped["label"] == 6, mirrored == 6)
+    assert torch.equal(flipped["image"], torch.flip(kidneys["image"], [1]))
+
+
+def test_flip_swaps_every_pair_of_the_72_organs_at_once():
+    label = torch.arange(73).reshape(1, 73, 1, 1)
+    flipped = RandLeftRightFlipd("label", pairs=left_right_pairs(ORGANS), prob=1.0)({"label": label})["label"]
+    sides = {"left": "right", "right": "left"}
+    for before, after in zip(label.flatten().tolist(), flipped.flip(1).flatten().tolist(), strict=True):
+        if before == after:
+            continue
+        assert ORGANS[after].split("_")[-1] == sides[ORGANS[before].split("_")[-1]]
+        assert ORGANS[after].rsplit("_", 1)[0] == ORGANS[before].rsplit("_", 1)[0]
+    assert sorted(flipped.flatten().tolist()) == list(range(73))
+
+
+def test_flip_keeps_the_input_and_depends_on_prob_and_seed(kidneys):
+    before = kidneys["label"].clone()
+    never = RandLeftRightFlipd("label", pairs=KIDNEYS, prob=0.0)(kidneys)
+    assert torch.equal(never["label"], before)
+    flip = RandLeftRightFlipd("label", pairs=KIDNEYS, prob=0.5)
+    drawn = [
+        [bool(flip.set_random_state(seed)(kidneys)["label"].ne(before).any()) for seed in range(20)] for _ in range(2)
+    ]
+    assert drawn[0] == drawn[1]
+    assert 0 < sum(drawn[0]) < 20
+    assert torch.equal(kidneys["label"], before)
+
+
+def test_flip_keeps_metadata_and_dtype():
+    label = MetaTensor(torch.ones(1, 4, 2, 2, dtype=torch.uint8), affine=torch.eye(4) * 2, meta={"case": "a"})
+    flipped = RandLeftRightFlipd("label", pairs=KIDNEYS, prob=1.0)({"label": label})["label"]
+    assert flipped.dtype == torch.uint8
+    assert flipped.meta["case"] == "a"
+    assert torch.equal(flipped.affine, label.affine)

@@ -1,0 +1,154 @@
+import logging
+import re
+
+import pytest
+import torch
+from ignite.engine import Engine
+
+from scripts.common.errors import InputError
+from scripts.models.pretrained import PretrainedLoader, load_pretrained
+from tests.scripts.models.tiny_networks import (
+    PATCH_EMBEDDING,
+    assert_equal_states,
+    saved,
+    self_supervised,
+    state_of,
+    tiny,
+)
+
+IMAGE_WEIGHTS = {PATCH_EMBEDDING, "encoder1.layer.conv1.conv.weight", "encoder1.layer.conv3.conv.weight"}
+HEAD = {"out.conv.conv.weight", "out.conv.conv.bias"}
+
+
+def test_self_supervised_encoder_loads_as_monai_loads_it(tmp_path):
+    path = saved(tmp_path / "model_swinvit.pt", self_supervised(state_of(seed=1)))
+    ours, theirs = tiny(), tiny()
+    report = load_pretrained(ours, path)
+    theirs.load_from(torch.load(path, weights_only=True))
+    assert_equal_states(ours.state_dict(), theirs.state_dict())
+    assert all(key.startswith("swinViT.") for key in report.loaded)
+    assert not any(key.startswith("swinViT.") for key in report.fresh)
+    assert report.unused == ("rotation_head.weight", "contrastive_head.weight", "convTrans3d.weight")
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(1, 4), (4, 1)])
+def test_other_input_channels_give_the_same_output_for_replicated_images(tmp_path, given, wanted):
+    pretrained, network = tiny(seed=1, in_channels=given), tiny(in_channels=wanted)
+    report = load_pretrained(network, saved(tmp_path / "w.pt", pretrained.state_dict()))
+    assert set(report.adapted) == IMAGE_WEIGHTS
+    assert report.fresh == report.unused == ()
+    image = torch.rand(1, 1, 64, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = pretrained(image.expand(-1, given, -1, -1, -1))
+        after = network(image.expand(-1, wanted, -1, -1, -1))
+    torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-3)
+
+
+def test_head_of_another_size_is_left_as_initialized(tmp_path):
+    network, path = tiny(out_channels=5), saved(tmp_path / "w.pt", state_of(seed=1, out_channels=14))
+    head = network.out.conv.conv.weight.clone()
+    report = load_pretrained(network, path)
+    assert set(report.fresh) == set(report.unused) == HEAD
+    assert len(report.loaded) == 101
+    assert torch.equal(network.out.conv.conv.weight, head)
+    assert torch.equal(network.swinViT.patch_embed.proj.weight, torch.load(path)[PATCH_EMBEDDING])
+
+
+def test_partial_loading_keeps_the_parameter_objects(tmp_path):
+    network, path = tiny(in_channels=2), saved(tmp_path / "w.pt", state_of(seed=1))
+    before = {name: parameter.data_ptr() for name, parameter in network.named_parameters()}
+    load_pretrained(network, path)
+    assert {name: parameter.data_ptr() for name, parameter in network.named_parameters()} == before
+
+
+SETTINGS = "give the network the settings that the file was trained with."
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        pytest.param(
+            lambda: torch.nn.Linear(2, 2).state_dict(),
+            f"pretrained weights of another network: 0 of 103 tensors fit, 0 are of another shape; {SETTINGS}",
+            id="nothing fits",
+        ),
+        pytest.param(
+            lambda: state_of(feature_size=24),
+            "pretrained weights of another network: 9 of 103 tensors fit, 93 are of another shape (first: "
+            f"swinViT.patch_embed.proj.weight: file (24, 1, 2, 2, 2), network (12, 1, 2, 2, 2)); {SETTINGS}",
+            id="another feature size",
+        ),
+        pytest.param(
+            lambda: state_of(legacy=True),
+            "trained with the patch merging of MONAI < 1.5; set legacy_merging to true.",
+            id="legacy file",
+        ),
+    ],
+)
+def test_pretrained_weights_of_another_network_are_refused_before_any_is_loaded(tmp_path, content, message):
+    path, network = saved(tmp_path / "w.pt", content()), tiny(seed=5)
+    with pytest.raises(InputError, match=f"^{re.escape(f'{path}: {message}')}$"):
+        load_pretrained(network, path)
+    assert_equal_states(network.state_dict(), state_of(seed=5))
+
+
+@pytest.mark.parametrize("file_is_marked", [True, False])
+def test_legacy_network_takes_pretrained_weights_with_and_without_the_marker(tmp_path, file_is_marked):
+    network, path = tiny(legacy=True), saved(tmp_path / "w.pt", state_of(seed=1, legacy=file_is_marked))
+    report = load_pretrained(network, path)
+    assert_equal_states(network.state_dict(), state_of(seed=1, legacy=True))
+    assert len(report.loaded) == 103
+    assert report.fresh == report.unused == ()
+
+
+ADAPTED = "swinViT.patch_embed.proj.weight, encoder1.layer.conv1.conv.weight, encoder1.layer.conv3.conv.weight"
+NEW = "encoder1.layer.conv1.conv.weight, encoder1.layer.conv2.conv.weight, encoder1.layer.conv3.conv.weight"
+HEADS = "rotation_head.weight, contrastive_head.weight, convTrans3d.weight"
+
+
+@pytest.mark.parametrize(
+    ("content", "legacy", "line"),
+    [
+        pytest.param(
+            lambda: state_of(in_channels=4),
+            False,
+            f"loaded 100 of 103 tensors, adapted [{ADAPTED}], new [], unused in file []; "
+            "assumed to be trained with MONAI >= 1.5 (if not, set legacy_merging to true)",
+            id="other channels",
+        ),
+        pytest.param(
+            lambda: self_supervised(state_of()),
+            True,
+            f"loaded 70 of 103 tensors, adapted [], new [{NEW} and 30 more], unused in file [{HEADS}]; "
+            "assumed to be trained with MONAI < 1.5",
+            id="encoder only",
+        ),
+        pytest.param(
+            lambda: state_of(out_channels=14, legacy=True),
+            True,
+            "loaded 101 of 103 tensors, adapted [], new [out.conv.conv.weight, out.conv.conv.bias], "
+            "unused in file [out.conv.conv.weight, out.conv.conv.bias]",
+            id="other head, marked",
+        ),
+    ],
+)
+def test_log_names_what_was_loaded_and_what_was_not(tmp_path, caplog, content, legacy, line):
+    path = saved(tmp_path / "w.pt", content())
+    with caplog.at_level(logging.INFO, logger="scripts.models.pretrained"):
+        load_pretrained(tiny(legacy=legacy), path)
+    assert [(r.levelname, r.getMessage()) for r in caplog.records] == [("INFO", f"{path}: {line}")]
+
+
+def test_less_than_half_of_the_network_loaded_is_a_warning(tmp_path, caplog):
+    path = saved(tmp_path / "w.pt", {PATCH_EMBEDDING: torch.zeros(12, 1, 2, 2, 2)})
+    load_pretrained(tiny(), path)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_resumed_training_keeps_its_weights(tmp_path):
+    network, path = tiny(), saved(tmp_path / "w.pt", state_of(seed=1))
+    engine = Engine(lambda engine, batch: None)
+    engine.load_state_dict({"epoch": 1, "max_epochs": 2, "epoch_length": 1})
+    PretrainedLoader(network, path).attach(engine)
+    engine.run([0])
+    assert_equal_states(network.state_dict(), state_of())

@@ -1,0 +1,50 @@
+"""A tiny Swin UNETR and files of its weights, for the tests of this folder."""
+
+import torch
+from monai.networks.nets import SwinUNETR
+
+from scripts.models.swin_unetr import patch_merging
+
+PATCH_EMBEDDING = "swinViT.patch_embed.proj.weight"
+
+
+def tiny(*, seed=0, in_channels=1, out_channels=3, feature_size=12, legacy=False):
+    torch.manual_seed(seed)
+    return SwinUNETR(
+        in_channels=in_channels,
+        out_channels=out_channels,
+        feature_size=feature_size,
+        depths=(1, 1, 1, 1),
+        num_heads=(1, 1, 1, 1),
+        window_size=4,
+        downsample=patch_merging(legacy),
+    ).eval()
+
+
+def state_of(**options):
+    return tiny(**options).state_dict()
+
+
+def saved(path, content):
+    torch.save(content, path)
+    return path
+
+
+def assert_equal_states(one, other):
+    assert list(one) == list(other)
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def self_supervised(state):
+    """Rename as in MONAI's model_swinvit.pt, the inverse of what SwinUNETR.load_from reads."""
+    encoder = {
+        key.replace("swinViT.", "module.").replace(".mlp.linear", ".mlp.fc"): value
+        for key, value in state.items()
+        if key.startswith("swinViT.")
+    }
+    heads = {
+        "module.rotation_head.weight": torch.rand(4, 192),
+        "module.contrastive_head.weight": torch.rand(512, 192),
+        "module.convTrans3d.weight": torch.rand(192, 1, 2, 2, 2),
+    }
+    return {"state_dict": encoder | heads, "epoch": 7, "optimizer": {"param_groups": [{"lr": 1e-4}]}}

@@ -1,0 +1,129 @@
+import dataclasses
+import json
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from scripts.common import fingerprint
+from scripts.common.errors import InputError
+from scripts.solf.workflow import write_parquet
+
+
+def test_same_cases_with_the_same_settings_are_measured_once(cohort_dataset, cleaner, measured):
+    cleaner(cohort_dataset(3)).run()
+    cleaner(cohort_dataset(4)).run()
+    assert len(measured) == 4
+
+
+def test_another_content_of_a_table_of_names_starts_afresh_but_not_another_path(
+    cohort_dataset, cleaner, json_file, measured
+):
+    names = {"2": "kidney_right", "3": "kidney_left", "66": "muscle"}
+    for content, file, count in ((names, "a.json", 2), (names, "b.json", 2), ({**names, "1": "spleen"}, "b.json", 4)):
+        cleaner(cohort_dataset(2, label_names=json_file(content, file))).run()
+        assert len(measured) == count
+
+
+@pytest.mark.parametrize("change", ["rejected", "thresholds"])
+def test_another_filter_starts_afresh(cohort_dataset, cleaner, measured, fitted, change):
+    other = {"rejected": "background"} if change == "rejected" else {"thresholds": dataclasses.replace(fitted, votes=1)}
+    for options, count in (({}, 2), ({}, 2), (other, 4), (other, 4)):
+        cleaner(cohort_dataset(2), **options).run()
+        assert len(measured) == count
+
+
+@pytest.mark.parametrize("module", ["scripts/solf/runs.py", "scripts/io/nifti.py", "scripts/solf/thresholds.py"])
+def test_other_code_of_what_runs_on_a_case_starts_afresh(cohort_dataset, cleaner, measured, monkeypatch, module):
+    cleaner(cohort_dataset(2)).run()
+    original = fingerprint._file_hash
+    monkeypatch.setattr(
+        fingerprint, "_file_hash", lambda path: "edited" if str(path).endswith(module) else original(path)
+    )
+    cleaner(cohort_dataset(2)).run()
+    assert len(measured) == 4
+
+
+def test_other_code_of_the_report_changes_no_result(cohort_dataset, cleaner, measured, monkeypatch):
+    cleaner(cohort_dataset(2)).run()
+    original = fingerprint._file_hash
+    monkeypatch.setattr(fingerprint, "_file_hash", lambda path: "edited" if "report" in str(path) else original(path))
+    cleaner(cohort_dataset(2)).run()
+    assert len(measured) == 2
+
+
+def test_decisions_of_a_table_are_written_as_one_row_group_with_one_schema(cohort_dataset, cleaner, tmp_path, judged):
+    """Only the second of three tables has rejected and dropped labels, and the first has no reason at all."""
+    cleaner(cohort_dataset(10), rejected="drop_case", drop_share=0.2).run()
+    with pq.ParquetFile(tmp_path / "out" / "decisions.parquet") as file:
+        cases = [file.read_row_group(n).to_pandas()["case"].nunique() for n in range(file.num_row_groups)]
+        types = {field.name: str(field.type).removeprefix("large_") for field in file.schema_arrow}
+    assert cases == [4, 4, 2]
+    texts = {"case", "organ", "decision", "reason"}
+    numbers = {"normalized_volume", "sphericity", "eccentricity"}
+    numbers |= {f"{name}_percentile" for name in numbers}
+    assert types == dict.fromkeys(texts, "string") | dict.fromkeys(numbers, "double") | dict.fromkeys(
+        ("label", "votes"), "int64"
+    )
+    table = pd.read_parquet(tmp_path / "out" / "decisions.parquet")
+    assert (table.loc[:11, "reason"] == "").all()
+    assert set(table.loc[table["case"] == "s05", "decision"]) == {"reject", "drop"}
+
+
+def test_only_one_table_is_in_memory_at_a_time(tmp_path):
+    """Each table is written before the next one is asked for, and is then free to go."""
+    alive = []
+
+    def tables():
+        for n in range(5):
+            table = pd.DataFrame({"case": [f"s{n}"] * 3, "value": np.arange(3.0)})
+            assert sum(reference() is not None for reference in alive) <= 1
+            alive.append(weakref.ref(table))
+            yield table
+            del table
+
+    write_parquet(tables(), tmp_path / "a.parquet")
+    assert pq.ParquetFile(tmp_path / "a.parquet").num_row_groups == 5
+
+
+def test_failure_while_tables_are_made_leaves_the_old_file(tmp_path):
+    write_parquet([pd.DataFrame({"case": ["old"]})], tmp_path / "a.parquet")
+
+    def tables():
+        yield pd.DataFrame({"case": ["new"]})
+        raise InputError("its label map was changed during the run")
+
+    with pytest.raises(InputError, match="changed during the run"):
+        write_parquet(tables(), tmp_path / "a.parquet")
+    assert pd.read_parquet(tmp_path / "a.parquet")["case"].tolist() == ["old"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.parquet"]
+
+
+def test_report_reads_the_decisions_that_were_written(cohort_dataset, cleaner, tmp_path, judged):
+    cleaner(cohort_dataset(10), qc=True).run()
+    table = pd.read_parquet(tmp_path / "out" / "decisions.parquet")
+    text = (tmp_path / "out" / "qc" / "data" / "overview.js").read_text()
+    overview = json.loads(text.removeprefix('qc.receive("overview",').removesuffix(");\n"))
+    rejected = table[table["decision"] == "reject"]
+    assert overview["totals"]["cases"] == 10
+    assert overview["totals"]["labels"] == len(table)
+    assert overview["totals"]["rejected"] == len(rejected) > 1
+    assert {row["case"] for row in overview["worst"]} == set(rejected["case"])
+    assert all(row["picture"] for row in overview["worst"])
+
+
+def test_label_map_that_changes_during_the_run_is_an_input_error(cohort_dataset, cleaner, monkeypatch):
+    run = cleaner(cohort_dataset(2))
+    original = run.write_decisions
+
+    def write_decisions():
+        with Path(run.cases[1]["image"]).open("ab") as file:
+            file.write(b"more")
+        return original()
+
+    monkeypatch.setattr(run, "write_decisions", write_decisions)
+    with pytest.raises(InputError, match=r"s01: its label map was changed during the run; run again\."):
+        run.run()

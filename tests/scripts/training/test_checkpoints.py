@@ -1,0 +1,93 @@
+import re
+import types
+
+import pytest
+import torch
+from ignite.engine import Engine
+
+from scripts.common.errors import InputError
+from scripts.models.swin_unetr import CurrentPatchMerging, LegacyPatchMerging
+from scripts.training.checkpoints import BestCheckpoint, EpochSeed, LastCheckpoint, Resume, TrainingState
+
+
+def parts(scaler=None, network=None):
+    network = network or torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    evaluator = types.SimpleNamespace(state=types.SimpleNamespace(best_metric=0.5, best_metric_epoch=1))
+    trainer = Engine(lambda engine, batch: None)
+    trainer.scaler = scaler
+    return network, TrainingState(network, optimizer, scheduler, evaluator), trainer
+
+
+def test_state_is_restored_with_scaler_epoch_and_best_metric(tmp_path):
+    network, state, trainer = parts(torch.amp.GradScaler("cpu", init_scale=128.0))
+    trainer.state.epoch, trainer.state.iteration = 3, 12
+    LastCheckpoint(state, tmp_path / "deep" / "last.pt")(trainer)
+    other_network, other, resumed = parts(torch.amp.GradScaler("cpu"))
+    other.evaluator.state.best_metric = -1
+    Resume(other, tmp_path / "deep" / "last.pt")(resumed)
+    assert torch.equal(other_network.weight, network.weight)
+    assert (resumed.state.epoch, resumed.state.iteration) == (3, 12)
+    assert (other.evaluator.state.best_metric, other.evaluator.state.best_metric_epoch) == (0.5, 1)
+    assert resumed.scaler.get_scale() == 128.0
+
+
+@pytest.mark.parametrize("content", [b"", b"corrupted", b"PK\x03\x04 half a zip"])
+def test_corrupted_checkpoint_is_refused(tmp_path, content):
+    (tmp_path / "last.pt").write_bytes(content)
+    _, state, trainer = parts()
+    with pytest.raises(InputError, match=r"last\.pt: not a PyTorch checkpoint, or corrupted"):
+        Resume(state, tmp_path / "last.pt")(trainer)
+
+
+def test_missing_checkpoint_is_refused(tmp_path):
+    _, state, trainer = parts()
+    with pytest.raises(InputError, match=r"last\.pt: no checkpoint to resume from: set resume to false\.$"):
+        Resume(state, tmp_path / "last.pt")(trainer)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ({"network": {"weight": torch.zeros(3, 3), "bias": torch.zeros(2)}}, "size mismatch for weight: copying"),
+        ({"weight": torch.zeros(2, 2)}, "'network'"),
+        ([torch.zeros(2)], "list indices must be integers or slices, not str"),
+    ],
+    ids=["another shape", "weights alone", "a list"],
+)
+def test_checkpoint_of_another_run_is_refused_with_the_reason(tmp_path, content, why):
+    torch.save(content, tmp_path / "last.pt")
+    _, state, trainer = parts()
+    message = f"last.pt: of another network or optimizer ({why}"
+    with pytest.raises(InputError, match=re.escape(message)):
+        Resume(state, tmp_path / "last.pt")(trainer)
+
+
+def test_checkpoint_of_the_other_patch_merging_is_refused(tmp_path):
+    _, state, trainer = parts(network=CurrentPatchMerging(4))
+    LastCheckpoint(state, tmp_path / "last.pt")(trainer)
+    _, other, resumed = parts(network=LegacyPatchMerging(4))
+    with pytest.raises(InputError, match=r"last\.pt: of another network or optimizer"):
+        Resume(other, tmp_path / "last.pt")(resumed)
+
+
+def test_only_a_new_best_is_saved(tmp_path):
+    network, _, evaluator = parts()
+    evaluator.state.epoch, evaluator.state.best_metric_epoch = 4, 2
+    BestCheckpoint(network, tmp_path / "model.pt")(evaluator)
+    assert not list(tmp_path.iterdir())
+    evaluator.state.best_metric_epoch = 4
+    BestCheckpoint(network, tmp_path / "model.pt")(evaluator)
+    assert torch.equal(torch.load(tmp_path / "model.pt", weights_only=True)["weight"], network.weight)
+
+
+def test_random_numbers_of_an_epoch_depend_only_on_seed_epoch_and_rank():
+    def draws(seed, epoch, rank):
+        engine = types.SimpleNamespace(state=types.SimpleNamespace(epoch=epoch, rank=rank))
+        torch.rand(int(torch.randint(1, 9, ())))
+        EpochSeed([], seed)(engine)
+        return torch.rand(3).tolist()
+
+    assert draws(0, 5, 0) == draws(0, 5, 0)
+    assert len({tuple(draws(*key)) for key in [(0, 5, 0), (1, 5, 0), (0, 6, 0), (0, 5, 1)]}) == 4
