@@ -36,13 +36,13 @@ def named_modules(config: Any) -> set[str]:
 
 
 def packed_modules(names: Iterable[str]) -> set[Path]:
-    """Return the files of `scripts` that names stand for, with all that those import, and their assets.
+    """Return the files of the modules that are named, of all that those import, and their assets.
 
     Args:
         names: modules, or functions and classes in them.
 
     Raises:
-        InputError: a name is of no module.
+        InputError: there is no such module.
     """
     found = {name: module_file(name, ROOT) for name in names}
     if missing := sorted(name for name, file in found.items() if file is None):
@@ -61,7 +61,7 @@ def pack(bundle: Path, out_dir: Path, *, weights: bool = False) -> Path:
     Args:
         bundle: folder of the bundle, its `scripts` a link.
         out_dir: folder for the zip.
-        weights: take `models/model.pt` and `model.ts` along where they are.
+        weights: include `models/model.pt` and `model.ts` if they exist.
 
     Returns:
         Path of the zip.
@@ -71,7 +71,7 @@ def pack(bundle: Path, out_dir: Path, *, weights: bool = False) -> Path:
     """
     metadata_file = bundle / "configs" / "metadata.json"
     if not metadata_file.is_file():
-        raise InputError(f"{bundle}: no configs/metadata.json, so this is no bundle; give the name of a folder.")
+        raise InputError(f"{bundle}: no configs/metadata.json, so this is not a bundle; give the name of a folder.")
     metadata = json.loads(metadata_file.read_text(encoding="utf-8"))
     patterns = ALWAYS + (WEIGHTS if weights else ())
     files = [file for pattern in patterns for file in bundle.glob(pattern) if file.is_file()]
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="folders below bundles/ (default: all)")
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder for the zips (default: dist)")
-    parser.add_argument("--weights", action="store_true", help="take models/model.pt along")
+    parser.add_argument("--weights", action="store_true", help="include models/model.pt")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     names = args.names or sorted(folder.name for folder in (ROOT / "bundles").iterdir() if folder.is_dir())

@@ -109,9 +109,9 @@ def _imported_names(source: str, module: tuple[str, ...]) -> list[str]:
 
 
 def module_file(dotted: str, root: Path) -> Path | None:
-    """Return the file of the longest module at the start of a name such as `scripts.io.nifti.read_nifti`, or None."""
+    """Return the file of a module, or of the module of a name in it such as `scripts.io.nifti.read_nifti`, or None."""
     parts = dotted.split(".")
-    for end in range(len(parts), 0, -1):
+    for end in (len(parts), len(parts) - 1):
         base = root.joinpath(*parts[:end])
         for candidate in (base.with_suffix(".py"), base / "__init__.py"):
             if candidate.is_file():

@@ -88,8 +88,8 @@ def test_weights_travel_only_when_asked(tmp_path, weights):
         assert ("swin_bob_btcv/models/model.pt" in archive.namelist()) is weights
 
 
-def test_folder_that_is_no_bundle_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"no configs/metadata.json, so this is no bundle"):
+def test_folder_that_is_not_a_bundle_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"no configs/metadata.json, so this is not a bundle"):
         pack(tmp_path, tmp_path)
 
 

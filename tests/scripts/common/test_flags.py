@@ -53,7 +53,11 @@ def test_other_values_of_a_flag_are_refused(value):
         (TRAIN, "--epochs", "--epochs: not a setting of train.json; did you mean --max_epochs?"),
         (INFERENCE, "--confg_file", "--confg_file: not a setting of inference.json; did you mean --config_file?"),
         (INFERENCE, "--zzz", "--zzz: not a setting of inference.json"),
-        (INFERENCE, "--etta_steps", "--etta_steps: a setting of etta.json and etta_evaluate.json, which --config_file does not list"),
+        (
+            INFERENCE,
+            "--etta_steps",
+            "--etta_steps: a setting of etta.json and etta_evaluate.json, which --config_file does not list",
+        ),
         (INFERENCE, "--max_epochs", "--max_epochs: a setting of train.json, which --config_file does not list"),
         (INFERENCE, "--netwrk#depths", "--netwrk: not a setting of inference.json; did you mean --network?"),
         (TRAIN, "--trian::trainer::max_epochs", "--trian: not a setting of train.json; did you mean --train?"),
