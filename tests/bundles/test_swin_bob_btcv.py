@@ -158,7 +158,7 @@ def test_resume_that_is_neither_true_nor_false_is_refused(torso_data, trained, t
 
 def test_mixed_precision_can_be_switched_off_from_the_command_line(torso_data):
     """Formerly `--amp false` gave the text "false", which is true."""
-    workflow = bundle_workflow(BUNDLE, ["train.json"], dataset_dir=str(torso_data), amp="false", **TINY)
+    workflow = bundle_workflow(BUNDLE, ["train.json"], kind="train", dataset_dir=str(torso_data), amp="false", **TINY)
     workflow.initialize()
     assert workflow.trainer.amp is False
     assert workflow.evaluator.amp is False
