@@ -36,7 +36,7 @@ from monai.transforms import Compose
 from tqdm import tqdm
 
 from benchmarks.restore_label_map import memory_mb
-from scripts.cohort.attempts import Outcome, attempt
+from scripts.cohort.attempts import CaseResult, attempt
 from scripts.cohort.engine import local_client, remote_client, run_on_dask
 from scripts.cohort.journal import Case, Journal
 from scripts.common.files import atomic_path, write_table
@@ -89,7 +89,7 @@ def on_dask(function: CaseFunction, cases: Sequence[Case], journal: Journal, *, 
     run_on_dask(client, function, cases, remote=remote, record=record, tick=journal.commit_due)
 
 
-def _keep(journal: Journal, case: Case, outcome: Outcome) -> None:
+def _keep(journal: Journal, case: Case, outcome: CaseResult) -> None:
     if outcome.failure:
         raise RuntimeError(f"{case['case']}: {outcome.failure}")
     journal.put(case, outcome.payload)

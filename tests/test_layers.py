@@ -12,10 +12,7 @@ LAYERS = (
     {"models", "cohort"},
     {"inference"},
     {"data"},
-    {"training"},
-    {"scoring"},
-    {"preview"},
-    {"etta"},
+    {"training", "scoring", "preview", "etta"},
     {"brats", "solf"},
 )
 PACKAGES = sorted(path.name for path in (ROOT / "scripts").iterdir() if (path / "__init__.py").is_file())
@@ -26,7 +23,9 @@ def imported_packages(folder):
     for file in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            if isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{file}: relative import"
+                names += [f"{node.module}.{alias.name}" for alias in node.names]
             for name in names:
                 if name.startswith("scripts."):
                     yield file.relative_to(ROOT).as_posix(), name.split(".")[1]

@@ -45,7 +45,7 @@ def packed_modules(names: Iterable[str]) -> set[Path]:
         InputError: there is no such module.
     """
     found = {name: module_file(name, ROOT) for name in names}
-    if missing := sorted(name for name, file in found.items() if file is None):
+    if missing := sorted(name for name, file in found.items() if file is None or file.name == "__init__.py"):
         raise InputError(f"{', '.join(missing)}: no such module below scripts; correct the config or command_modules.")
     files = imported_modules([*found.values(), ROOT / "scripts" / "__init__.py"], ROOT)
     assets = {asset for file in files for asset in (file.parent / "assets").rglob("*") if asset.is_file()}

@@ -20,7 +20,7 @@ CaseFunction = Callable[[Mapping[str, str]], bytes]
 _SIZE_BYTES = 8
 
 
-class Outcome(NamedTuple):
+class CaseResult(NamedTuple):
     """The result of a case: a payload, or the reason why there is none.
 
     Attributes:
@@ -34,14 +34,14 @@ class Outcome(NamedTuple):
     trace: str = ""
 
 
-def failed_outcome(error: BaseException) -> Outcome:
+def failed_outcome(error: BaseException) -> CaseResult:
     """Return the outcome of a case that raised an error."""
     cause = root_cause(error)
     trace = "" if isinstance(cause, InputError) else "".join(traceback.format_exception(cause))
-    return Outcome(b"", reason(error), trace)
+    return CaseResult(b"", reason(error), trace)
 
 
-def attempt(function: CaseFunction | bytes, case: Mapping[str, str]) -> Outcome:
+def attempt(function: CaseFunction | bytes, case: Mapping[str, str]) -> CaseResult:
     """Call a function on a case; an exception fails this case alone.
 
     Args:
@@ -55,10 +55,10 @@ def attempt(function: CaseFunction | bytes, case: Mapping[str, str]) -> Outcome:
             raise TypeError(f"the function returned {type(payload).__name__}, not bytes")
     except Exception as error:
         return failed_outcome(error)
-    return Outcome(payload)
+    return CaseResult(payload)
 
 
-def attempt_alone(packed: bytes, case: Mapping[str, str]) -> Outcome:
+def attempt_alone(packed: bytes, case: Mapping[str, str]) -> CaseResult:
     """Call a function on a case in a separate process, which may crash.
 
     Args:
@@ -75,8 +75,8 @@ def attempt_alone(packed: bytes, case: Mapping[str, str]) -> Outcome:
         answer = process.stdout.read()
         code = process.wait()
     if code != 0:
-        return Outcome(b"", f"its process crashed twice, the second time with {_cause(code)}")
-    return Outcome(*cloudpickle.loads(answer))
+        return CaseResult(b"", f"its process crashed twice, the second time with {_cause(code)}")
+    return CaseResult(*cloudpickle.loads(answer))
 
 
 def _cause(code: int) -> str:

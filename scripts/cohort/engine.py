@@ -16,7 +16,7 @@ import dask
 from distributed import Client, Future, KilledWorker, LocalCluster
 from distributed.comm.addressing import parse_address, parse_host_port
 
-from scripts.cohort.attempts import CaseFunction, Outcome, failed_outcome
+from scripts.cohort.attempts import CaseFunction, CaseResult, failed_outcome
 from scripts.cohort.journal import Case
 from scripts.cohort.shipping import ROOT, ship_code, worker_task
 from scripts.common.errors import InputError, reason
@@ -35,7 +35,7 @@ _SETTINGS = {
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 logger = logging.getLogger(__name__)
 
-Collected = tuple[Case, Outcome | None]
+FinishedCase = tuple[Case, CaseResult | None]
 """A case and its outcome, None if its worker was lost."""
 
 
@@ -87,7 +87,7 @@ def run_on_dask(
     cases: Sequence[Case],
     *,
     remote: bool,
-    record: Callable[[Case, Outcome], None],
+    record: Callable[[Case, CaseResult], None],
     tick: Callable[[], None],
 ) -> None:
     """Call a function on every case, with a bounded number of cases in flight.
@@ -127,9 +127,9 @@ def run_on_dask(
         ) from error
 
 
-def _given_up(losses: int) -> Outcome | None:
+def _given_up(losses: int) -> CaseResult | None:
     """Return a failure for a case whose workers keep dying although it runs in a separate process, else None."""
-    return Outcome(b"", f"its worker was lost {losses} times") if losses >= MAX_LOSSES else None
+    return CaseResult(b"", f"its worker was lost {losses} times") if losses >= MAX_LOSSES else None
 
 
 class _Flight:
@@ -167,7 +167,7 @@ class _Flight:
             self.cases[future] = case
             future.add_done_callback(self.finished.put)
 
-    def collect(self) -> list[Collected]:
+    def collect(self) -> list[FinishedCase]:
         """Wait up to a second for a finished case, and return all finished ones.
 
         Raises:
@@ -187,10 +187,10 @@ class _Flight:
         return [(self.cases.pop(future), _outcome(future, found.get(future.key))) for future in futures]
 
 
-def _outcome(future: Future, found: tuple[bytes, str, str] | None) -> Outcome | None:
+def _outcome(future: Future, found: tuple[bytes, str, str] | None) -> CaseResult | None:
     """Return the outcome of a case; None if it or its result was lost with a worker."""
     if found is not None:
-        return Outcome(*found)
+        return CaseResult(*found)
     error = future.exception() if future.status == "error" else None
     return None if error is None or isinstance(error, KilledWorker) else failed_outcome(error)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from dask.system import CPU_COUNT
 
-from scripts.cohort.attempts import CaseFunction, Outcome, attempt
+from scripts.cohort.attempts import CaseFunction, CaseResult, attempt
 from scripts.cohort.engine import local_client, remote_client, run_on_dask
 from scripts.cohort.journal import Case, Journal
 from scripts.common.errors import InputError
@@ -65,7 +65,7 @@ def run_cohort(
     failures: dict[str, str] = {}
     with progress_bar(total=len(cases), initial=len(cases) - len(todo), desc=desc, unit="case") as bar:
 
-        def record(case: Case, outcome: Outcome) -> None:
+        def record(case: Case, outcome: CaseResult) -> None:
             if outcome.failure:
                 failures[case["case"]] = outcome.failure
                 logger.error("case %s failed: %s%s", case["case"], outcome.failure, f"\n{outcome.trace}".rstrip())
@@ -86,15 +86,15 @@ def _check(cases: Sequence[Case], workers: int) -> None:
         raise InputError(f'{times} cases are named "{name}": give each a distinct name.')
     if undecodable := [name for name in names if name.encode(errors="ignore").decode() != name]:
         raise InputError(f"case {undecodable[0]!r}: its name is not valid UTF-8; rename the file.")
-    if workers < -1:
-        raise InputError(f"workers is {workers}: give a number of processes, -1 for one per core, or 0 for none.")
+    if not isinstance(workers, int) or workers < -1:
+        raise InputError(f"workers is {workers!r}: give a number of processes, -1 for one per core, or 0 for none.")
 
 
 def _run(
     function: CaseFunction,
     cases: Sequence[Case],
     journal: Journal,
-    record: Callable[[Case, Outcome], None],
+    record: Callable[[Case, CaseResult], None],
     *,
     scheduler: str,
     workers: int,

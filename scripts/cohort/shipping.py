@@ -68,7 +68,7 @@ def worker_task(folder: str, packed: bytes, *, alone: bool) -> Callable[[Mapping
         alone: in a separate process.
 
     Returns:
-        A function of a case that returns the fields of an `Outcome`.
+        A function of a case that returns the fields of an `CaseResult`.
     """
 
     def run_case(case: Mapping[str, str]) -> tuple[bytes, str, str]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from pydoc import ErrorDuringImport
 from types import TracebackType
+
+# A worker of a DataLoader sends the traceback of its error as text, without the chain.
+_WORKER_ERROR = re.compile(r"^scripts\.common\.errors\.InputError: (.+?)(?:\n\n|\Z)", re.MULTILINE | re.DOTALL)
 
 
 class InputError(ValueError):
@@ -22,7 +26,8 @@ def root_cause(error: BaseException) -> BaseException:
     """Follow a chain of `raise ... from` to the first `InputError`, or else to its beginning."""
     while not isinstance(error, InputError) and (wrapped := _wrapped_error(error)) is not None:
         error = wrapped
-    return error
+    in_worker = _WORKER_ERROR.search(str(error)) if "DataLoader worker process" in str(error) else None
+    return InputError(in_worker[1].strip()) if in_worker else error
 
 
 def _wrapped_error(error: BaseException) -> BaseException | None:

@@ -83,6 +83,14 @@ def _read_config(path: Path) -> dict[str, Any]:
     return ConfigParser.load_config_file(path)
 
 
+def _keys(path: Path) -> set[str]:
+    """Return the top-level keys of a config; none if it cannot be read, as it only serves a hint."""
+    try:
+        return set(_read_config(path))
+    except (OSError, ValueError):
+        return set()
+
+
 def _run_arguments(*, with_tracking: bool) -> set[str]:
     """Return the flags that MONAI itself takes."""
     from monai.bundle import run
@@ -100,7 +108,7 @@ def _top(name: str) -> str:
 def _describe_unknown(name: str, known: set[str], files: Sequence[Path]) -> str:
     """Describe an unknown flag: which other config has it, or else the nearest known flag."""
     others = sorted({path for file in files for path in file.parent.glob("*.json")})
-    owners = [other.name for other in others if other.name != "metadata.json" and name in _read_config(other)]
+    owners = [other.name for other in others if other.name != "metadata.json" and name in _keys(other)]
     if owners:
         return f"--{name}: a setting of {' and '.join(owners)}, which --config_file does not list"
     nearest = get_close_matches(name, sorted(known), n=1)

@@ -33,8 +33,8 @@ class GridArray(NamedTuple):
 
 
 def corners_mm(grid: Grid) -> np.ndarray:
-    """Return the centres of the eight corner voxels, (8, 3)."""
-    indices = list(product(*((0, size - 1) for size in grid.shape)))
+    """Return the eight outer corners in mm, (8, 3); of a single slice they tell its thickness and direction."""
+    indices = list(product(*((-0.5, size - 0.5) for size in grid.shape)))
     return nib.affines.apply_affine(np.asarray(grid.affine, dtype=np.float64), indices)
 
 

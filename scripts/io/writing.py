@@ -76,5 +76,7 @@ class SaveLabelMapd(SaveImaged):
             raise InputError(f"{case}: holds class ids from {low} to {high}; label maps are saved with 0 to 255.")
         image = nib.Nifti1Image(labels.astype(np.uint8), np.asarray(label_map.affine, dtype=np.float64))
         image.header.set_xyzt_units("mm")
+        image.set_sform(image.affine, code="scanner")
+        image.set_qform(image.affine, code="scanner")
         with atomic_path(self.output_dir / f"{case}_{self.postfix}.nii.gz") as temporary:
             nib.save(image, temporary)

@@ -19,6 +19,7 @@ import torch
 from monai.networks.nets import SwinUNETR
 
 from scripts.common.errors import InputError
+from scripts.common.flags import parse_flag
 from scripts.models.swin_unetr import is_marker, patch_merging
 from scripts.models.weight_files import load_state_dict_file, save
 from scripts.models.weights import check_state_dict
@@ -104,19 +105,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("target", type=Path, help="file to write, e.g. models/model.pt")
     parser.add_argument(
         "--legacy_merging",
-        choices=("true", "false"),
-        default="true",
+        type=parse_flag,
+        default=True,
         help="whether it was trained with MONAI < 1.5, as the published ones were (default: true)",
     )
     options = parser.parse_args(argv)
     try:
-        legacy = options.legacy_merging == "true"
-        arguments = convert(options.source, options.target, legacy_merging=legacy)
+        arguments = convert(options.source, options.target, legacy_merging=options.legacy_merging)
     except (InputError, OSError) as error:
         logger.error("%s", error)
         return 2
     logger.info("wrote %s, weights of SwinUNETR(%s)", options.target, _as_text(arguments))
-    if legacy:
+    if options.legacy_merging:
         logger.info("use it with --legacy_merging true")
     return 0
 

@@ -91,7 +91,7 @@ def _explained(reason: str) -> str:
     refused = re.search(r"GLOBAL ([\w.<>]*\w) ", reason)  # plain text that starts with "c" is a GLOBAL too
     if refused:
         return (
-            f"holds pickled code ({refused[1]}), refused because it could run anything: if you trust its "
+            f"holds pickled code ({refused[1]}), refused because loading it could execute code: if you trust its "
             "source, save only its state dict and give that file."
         )
     return "not a PyTorch checkpoint, or corrupted: download or save it again."

@@ -192,7 +192,7 @@ def surface_distances_mm(
         Distances from the prediction's edge voxels, and from those of the reference.
 
     Shape:
-        Both masks: (x, y, z), a part of the volume with one voxel of margin where the volume goes on.
+        Both masks: (x, y, z), a part of the volume with one voxel of margin inside the volume.
     """
     edges_pred, edges_label = get_mask_edges(pred, label, crop=False)
     pred_to_label = get_surface_distance(edges_pred, edges_label, spacing=spacing_mm)

@@ -76,6 +76,7 @@ class FilterTrainer(CohortWorkflow):
         about = {**self.rule, "subjects": len(self.cases) - len(self.failures)}
         write_json(self.output_dir / "thresholds.json", readable(fitted, **about))
         logger.info("wrote thresholds of %d organs to %s", (fitted.subjects > 0).sum(), self.ckpt_path)
+        self._decisions_file.unlink(missing_ok=True)  # of earlier thresholds
         if self.qc:
             self.write_decisions()
             self.report(**about)

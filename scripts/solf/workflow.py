@@ -94,7 +94,7 @@ class CohortWorkflow:
                 self.cases,
                 journal=journal,
                 scheduler=self.scheduler,
-                workers=int(self.workers),
+                workers=self.workers,
                 is_finished=is_finished,
                 warm_up=compile_features,
             )

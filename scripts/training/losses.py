@@ -103,5 +103,5 @@ class MaskedDiceCELoss(torch.nn.Module):
         per_class = self.dice(input, target)
         if self.dice.batch:
             return per_class.mean() * known.any()
-        judged = (known > 0).to(per_class)
-        return (per_class.flatten(1).mean(1) * judged).sum() / judged.sum().clamp(min=1)
+        has_known = (known > 0).to(per_class)
+        return (per_class.flatten(1).mean(1) * has_known).sum() / has_known.sum().clamp(min=1)

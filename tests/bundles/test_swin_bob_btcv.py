@@ -474,6 +474,6 @@ def test_all_faults_of_a_data_set_are_listed_before_the_first_epoch(torso_data, 
     assert "torso_000.nii.gz" in said
 
 
-def test_resume_without_a_checkpoint_says_so(torso_data, tmp_path):
+def test_resume_without_a_checkpoint_is_refused(torso_data, tmp_path):
     said = refused_training(torso_data, tmp_path, resume="true")
     assert said.endswith("last.pt: no checkpoint to resume from: set resume to false.")

@@ -71,7 +71,7 @@ def test_documented_commands_are_packed_and_run(tmp_path):
             assert f"python -m {command}" in done.stdout, done.stderr
 
 
-def test_assets_travel_with_their_modules():
+def test_assets_are_packed_with_their_modules():
     """The report's page and style are not Python, and needed all the same."""
     found = {Path(name).name for name in names(packed_modules(["scripts.solf.report.write"]))}
     assert {"index.html", "report.css", "core.js"} <= found
@@ -79,7 +79,7 @@ def test_assets_travel_with_their_modules():
 
 
 @pytest.mark.parametrize("weights", [True, False])
-def test_weights_travel_only_when_asked(tmp_path, weights):
+def test_weights_are_packed_only_when_asked(tmp_path, weights):
     bundle = tmp_path / "swin_bob_btcv"
     shutil.copytree(ROOT / "bundles" / "swin_bob_btcv", bundle, symlinks=True)
     (bundle / "models").mkdir(exist_ok=True)

@@ -19,7 +19,7 @@ import pytest
 from scripts.cohort import engine
 from scripts.cohort import journal as journal_module
 from scripts.cohort import run as run_module
-from scripts.cohort.attempts import Outcome
+from scripts.cohort.attempts import CaseResult
 from scripts.cohort.journal import Journal
 from scripts.cohort.run import run_cohort
 from scripts.common.errors import InputError
@@ -304,7 +304,7 @@ def test_case_that_keeps_losing_its_worker_is_given_up(cases, monkeypatch):
     options = {"remote": False, "record": lambda case, outcome: outcomes.append(outcome), "tick": lambda: None}
     engine.run_on_dask(FakeClient, voxel_counts, cases[:1], **options)
     assert flights[0].sent == [("m00", False), ("m00", True), ("m00", True)]
-    assert outcomes == [Outcome(b"", "its worker was lost 3 times")]
+    assert outcomes == [CaseResult(b"", "its worker was lost 3 times")]
 
 
 @pytest.mark.parametrize(("status", "value"), [("lost", None), ("finished", None)])

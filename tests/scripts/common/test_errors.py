@@ -144,3 +144,26 @@ def test_bug_in_a_bundle_run_ends_with_its_traceback(tmp_path):
     assert done.returncode == 1
     assert "in __init__\n    self.swapped = " in done.stderr
     assert done.stderr.endswith("\nerror: ValueError: not enough values to unpack (expected 2, got 1)\n")
+
+
+class Unreadable(torch.utils.data.Dataset):
+    """Its only item raises as MONAI does: an error of the input, wrapped by that of a transform."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        try:
+            raise InputError("a.nii.gz: cannot be read;\ncopy it again.")
+        except InputError as error:
+            raise RuntimeError("applying transform") from error
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_input_error_of_a_loader_worker_is_found(num_workers):
+    """A worker process sends text, without the chain of causes."""
+    with pytest.raises(RuntimeError) as caught:
+        list(torch.utils.data.DataLoader(Unreadable(), num_workers=num_workers))
+    found = root_cause(caught.value)
+    assert isinstance(found, InputError)
+    assert reason(caught.value) == "a.nii.gz: cannot be read; copy it again."

@@ -29,9 +29,16 @@ def centred(affine, shape=SHAPE):
     return moved
 
 
-def test_corners_are_the_centres_of_the_outer_voxels():
+def test_corners_are_those_of_the_outer_voxels():
     found = {tuple(corner) for corner in corners_mm(Grid((3, 2, 1), np.diag([2.0, 3.0, 4.0, 1.0]))).tolist()}
-    assert found == {(x, y, 0.0) for x in (0.0, 4.0) for y in (0.0, 3.0)}
+    assert found == {(x, y, z) for x in (-1.0, 5.0) for y in (-1.5, 4.5) for z in (-2.0, 2.0)}
+
+
+def test_single_slices_of_another_thickness_or_direction_differ():
+    """The centres of their voxels are the same."""
+    thin, thick, flipped = (Grid((64, 64, 1), np.diag([1.0, 1.0, mm, 1.0])) for mm in (1, 5, -1))
+    assert describe_mismatch(thick, thin) == "spacing 1 x 1 x 5 instead of 1 x 1 x 1 mm"
+    assert "axes RAI instead of RAS" in describe_mismatch(flipped, thin)
 
 
 @pytest.mark.parametrize("affine", [AFFINE, AFFINE + 1e-6, shifted(0.05), shifted(0.0999), AFFINE.astype(np.float32)])

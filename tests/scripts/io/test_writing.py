@@ -29,6 +29,7 @@ def test_label_map_is_saved_with_its_shape_and_affine_as_uint8(tmp_path, shape, 
     assert saved.shape == shape[1:]
     assert saved.get_data_dtype() == np.uint8
     assert saved.header.get_xyzt_units()[0] == "mm"
+    assert (saved.header["qform_code"], saved.header["sform_code"]) == (1, 1)
     np.testing.assert_array_equal(np.asarray(saved.dataobj), volume[0])
     np.testing.assert_allclose(saved.affine, AFFINE, atol=1e-6)
 

@@ -117,7 +117,7 @@ STRICT = "give the network the settings that the file was trained with, or use t
         (
             lambda path: published(path, tiny(), args=Path("x")),
             (),
-            "holds pickled code (pathlib.PosixPath), refused because it could run anything: if you trust its "
+            "holds pickled code (pathlib.PosixPath), refused because loading it could execute code: if you trust its "
             "source, save only its state dict and give that file.",
         ),
         (

@@ -104,7 +104,7 @@ def test_globals_that_were_allowed_before_stay_allowed(tmp_path):
 CORRUPTED = "not a PyTorch checkpoint, or corrupted: download or save it again."
 NO_WEIGHTS = "holds no weights: give a file of torch.save(network.state_dict(), path)."
 PICKLED_CODE = (
-    "holds pickled code (torch.nn.modules.linear.Linear), refused because it could run anything: if you "
+    "holds pickled code (torch.nn.modules.linear.Linear), refused because loading it could execute code: if you "
     "trust its source, save only its state dict and give that file."
 )
 TORCHSCRIPT = "is a TorchScript archive: give the file of weights, model.pt."
