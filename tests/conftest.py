@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,19 @@ def real_ct():
     folder = SHARED_DATA / "ct_torso"
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent")
+    return folder
+
+
+@pytest.fixture
+def series(tmp_path):
+    """A writable copy of a CT series of 20 slices, 2 mm apart."""
+    source = SHARED_DATA / "ct_dicom"
+    if not source.is_dir():
+        pytest.skip(f"{source} is absent")
+    folder = tmp_path / "series"
+    folder.mkdir()
+    for file in source.iterdir():
+        shutil.copyfile(file, folder / file.name)
     return folder
 
 

@@ -7,14 +7,13 @@ import signal
 import subprocess
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
 import cloudpickle
 
-from scripts.common.errors import InputError, reason, root_cause
+from scripts.common.errors import bug_traceback, reason
 
 CaseFunction = Callable[[Mapping[str, str]], bytes]
 _SIZE_BYTES = 8
@@ -36,9 +35,7 @@ class CaseResult(NamedTuple):
 
 def failed_outcome(error: BaseException) -> CaseResult:
     """Return the outcome of a case that raised an error."""
-    cause = root_cause(error)
-    trace = "" if isinstance(cause, InputError) else "".join(traceback.format_exception(cause))
-    return CaseResult(b"", reason(error), trace)
+    return CaseResult(b"", reason(error), bug_traceback(error))
 
 
 def attempt(function: CaseFunction | bytes, case: Mapping[str, str]) -> CaseResult:

@@ -43,16 +43,14 @@ class Journal:
     Args:
         path: the SQLite file; created if missing, with its folder.
         settings: everything that the results depend on besides the files, as text; other settings start afresh.
-        key: key of a case's file or folder. In a folder, files that come or go are noticed.
 
     Raises:
         InputError: the file is damaged, of another program, in use by another run, or cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, settings: str, key: str = "image") -> None:
+    def __init__(self, path: str | os.PathLike[str], *, settings: str) -> None:
         self.path = Path(path)
         self.settings = settings
-        self.key = key
         self._stamps: dict[str, str] = {}
         require_writable(self.path.parent)
         with _explained(self.path):
@@ -124,7 +122,7 @@ class Journal:
     def _stamp(self, case: Case) -> str:
         """Return the state of the case's file and the settings as text, read once while the journal is open."""
         if case["case"] not in self._stamps:
-            self._stamps[case["case"]] = json.dumps([*file_state(case[self.key]), self.settings])
+            self._stamps[case["case"]] = json.dumps([*file_state(case["image"]), self.settings])
         return self._stamps[case["case"]]
 
     def close(self) -> None:

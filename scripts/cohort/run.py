@@ -26,7 +26,6 @@ def run_cohort(
     workers: int = -1,
     is_finished: Callable[[Case], bool] | None = None,
     warm_up: Callable[[], object] | None = None,
-    desc: str = "cases",
 ) -> dict[str, str]:
     """Call `function` on each case that the journal does not hold, and store its result there.
 
@@ -43,7 +42,6 @@ def run_cohort(
             ends the run.
         is_finished: returns whether the other results of a case in the journal still exist.
         warm_up: called once before other processes start, for example to compile code.
-        desc: word in front of the progress bar.
 
     Returns:
         The reasons of failed cases by name, in the order of `cases`.
@@ -63,7 +61,7 @@ def run_cohort(
     finished = journal.finished(cases)
     todo = [case for case in cases if case["case"] not in finished or (is_finished and not is_finished(case))]
     failures: dict[str, str] = {}
-    with progress_bar(total=len(cases), initial=len(cases) - len(todo), desc=desc, unit="case") as bar:
+    with progress_bar(total=len(cases), initial=len(cases) - len(todo), desc="cases", unit="case") as bar:
 
         def record(case: Case, outcome: CaseResult) -> None:
             if outcome.failure:

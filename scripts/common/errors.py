@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from pydoc import ErrorDuringImport
@@ -55,6 +56,12 @@ def reason(error: BaseException) -> str:
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         text += " (lower sw_batch_size or patch_size, or set sw_device to cpu)"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def bug_traceback(error: BaseException) -> str:
+    """Return the traceback of an error as text; "" if the input was wrong."""
+    cause = root_cause(error)
+    return "" if isinstance(cause, InputError) else "".join(traceback.format_exception(cause))
 
 
 def log_failure(logger: logging.Logger, case: str, error: BaseException) -> None:

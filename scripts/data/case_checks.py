@@ -62,6 +62,11 @@ def check_cases(
     raise_all(problems, f"check of {len(items)} cases", fix)
 
 
+def image_files(item: Mapping[str, Any]) -> list[str]:
+    """List the files of the image of an item."""
+    return [item["image"]] if isinstance(item["image"], str) else list(item["image"])
+
+
 def _first_grid(_: Sequence[str], grids: Sequence[Grid | None]) -> tuple[list[str], Grid | None]:
     """Accept an image; its label must lie on the grid of its first file."""
     return [], grids[0]
@@ -72,7 +77,7 @@ def _case_problems(
 ) -> list[str]:
     """List the problems of a case."""
     problems: list[str] = []
-    paths = [item["image"]] if isinstance(item["image"], str) else item["image"]
+    paths = image_files(item)
     grids = [_image_grid(path, problems) for path in paths]
     found, grid = check_image(paths, grids)
     problems += found

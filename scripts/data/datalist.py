@@ -14,7 +14,7 @@ from typing import Any
 from scripts.common.errors import InputError, raise_all
 from scripts.common.flags import parse_flag
 from scripts.common.names import is_nifti, name_path, stem, unique_names
-from scripts.data.case_checks import ImageCheck, check_cases
+from scripts.data.case_checks import ImageCheck, check_cases, image_files
 from scripts.data.folds import hold_out_fold
 
 logger = logging.getLogger(__name__)
@@ -96,11 +96,6 @@ def load_datalist(
         check_cases(todo, num_classes=num_classes, label_sets=label_sets, ignored=ignored, check_image=check_image)
     logger.info("loaded %s: %s", source, ", ".join(f"{len(items)} {name}" for name, items in sections.items()))
     return sections
-
-
-def image_files(item: Mapping[str, Any]) -> list[str]:
-    """List the files of the image of an item."""
-    return [item["image"]] if isinstance(item["image"], str) else list(item["image"])
 
 
 def _refuse_empty(sections: Mapping[str, list[Item]], required: Sequence[str], source: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from monai.data import Dataset
 from monai.engines import SupervisedEvaluator
 
 from scripts.common import failures
-from scripts.common.errors import InputError, log_failure, reason, root_cause
+from scripts.common.errors import bug_traceback, log_failure, reason
 from scripts.common.files import require_writable
 
 logger = logging.getLogger(__name__)
@@ -27,9 +26,7 @@ class CaseDataset(Dataset):
         try:
             return super().__getitem__(index)
         except Exception as error:
-            cause = root_cause(error)
-            trace = "" if isinstance(cause, InputError) else "".join(traceback.format_exception(cause))
-            return {"case": self.data[index]["case"], "error": reason(error), "traceback": trace}
+            return {"case": self.data[index]["case"], "error": reason(error), "traceback": bug_traceback(error)}
 
 
 class CaseEvaluator(SupervisedEvaluator):

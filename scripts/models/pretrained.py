@@ -129,6 +129,6 @@ def _log(report: LoadReport, path: str | Path, *, note: str) -> None:
     logger.log(level, "%s: loaded %d of %d tensors, %s%s", path, len(report.loaded), total, rest, note)
 
 
-def _few(names: tuple[str, ...], shown: int = 3) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return f"[{', '.join(names[:shown])}{more}]"
+def _few(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"[{', '.join(names[:3])}{more}]"

@@ -71,9 +71,20 @@ class TrainingState:
         return state
 
     def load_state_dict(self, trainer: Engine, state: dict[str, Any]) -> None:
-        """Restore a collected state; the next epoch of `trainer` follows the saved one."""
+        """Restore a collected state; the next epoch of `trainer` follows the saved one.
+
+        Raises:
+            InputError: it is not a training state, or of another network or optimizer.
+        """
         for name, module in self.modules.items():
-            module.load_state_dict(state[name])
+            if not isinstance(state, dict) or name not in state:
+                raise InputError(f"not a training state, it holds no {name}")
+            try:
+                module.load_state_dict(state[name])
+            except (RuntimeError, ValueError) as error:  # of torch, for another network and another optimizer
+                lines = str(error).splitlines()  # the first of several names the class
+                why = lines[min(1, len(lines) - 1)].strip()
+                raise InputError(f"of another network or optimizer ({why})") from error
         if trainer.scaler and state["scaler"]:
             trainer.scaler.load_state_dict(state["scaler"])
         trainer.state.epoch = state["epoch"]
@@ -128,12 +139,9 @@ class Resume:
         state = read_file(self.path)
         try:
             self.state.load_state_dict(engine, state)
-        except (RuntimeError, LookupError, TypeError, ValueError) as error:
-            lines = str(error).splitlines() or [type(error).__name__]  # the first of torch's lines names the class
-            raise InputError(
-                f"{self.path}: of another network or optimizer ({lines[min(1, len(lines) - 1)].strip()}); give the "
-                "settings of the run that wrote it, or set resume to false."
-            ) from error
+        except InputError as error:
+            fix = "give the settings of the run that wrote it, or set resume to false."
+            raise InputError(f"{self.path}: {error}; {fix}") from error
         logger.info("resumed from %s after epoch %d", self.path, engine.state.epoch)
 
 

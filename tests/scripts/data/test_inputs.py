@@ -18,18 +18,6 @@ def write_volume(path):
     return path
 
 
-@pytest.fixture
-def series(tmp_path):
-    source = SHARED_DATA / "ct_dicom"
-    if not source.is_dir():
-        pytest.skip(f"{source} is absent")
-    folder = tmp_path / "series"
-    folder.mkdir()
-    for file in source.iterdir():
-        shutil.copyfile(file, folder / file.name)
-    return folder
-
-
 def names(source):
     return [(case["case"], case["image"]) for case in list_cases(source)]
 

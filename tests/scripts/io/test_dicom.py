@@ -6,20 +6,6 @@ import pytest
 
 from scripts.common.errors import InputError
 from scripts.io.dicom import check_dicom_series, read_dicom_series
-from tests.conftest import SHARED_DATA
-
-
-@pytest.fixture
-def series(tmp_path):
-    """A writable copy of a CT series of 20 slices, 2 mm apart."""
-    source = SHARED_DATA / "ct_dicom"
-    if not source.is_dir():
-        pytest.skip(f"{source} is absent")
-    folder = tmp_path / "series"
-    folder.mkdir()
-    for file in source.iterdir():
-        shutil.copyfile(file, folder / file.name)
-    return folder
 
 
 def edit(path, **values):

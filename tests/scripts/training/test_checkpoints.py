@@ -50,18 +50,35 @@ def test_missing_checkpoint_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        ({"network": {"weight": torch.zeros(3, 3), "bias": torch.zeros(2)}}, "size mismatch for weight: copying"),
-        ({"weight": torch.zeros(2, 2)}, "'network'"),
-        ([torch.zeros(2)], "list indices must be integers or slices, not str"),
+        (
+            {"network": {"weight": torch.zeros(3, 3), "bias": torch.zeros(2)}},
+            "of another network or optimizer (size mismatch for weight: copying",
+        ),
+        ({"weight": torch.zeros(2, 2)}, "not a training state, it holds no network; give the settings"),
+        ([torch.zeros(2)], "not a training state, it holds no network; give the settings"),
     ],
     ids=["another shape", "weights alone", "a list"],
 )
 def test_checkpoint_of_another_run_is_refused_with_the_reason(tmp_path, content, why):
     torch.save(content, tmp_path / "last.pt")
     _, state, trainer = parts()
-    message = f"last.pt: of another network or optimizer ({why}"
+    message = f"last.pt: {why}"
     with pytest.raises(InputError, match=re.escape(message)):
         Resume(state, tmp_path / "last.pt")(trainer)
+
+
+def test_bug_while_resuming_is_not_shown_as_an_error_of_the_checkpoint(tmp_path, monkeypatch):
+    """Only what torch refuses is translated; anything else keeps its type and traceback."""
+    _, state, trainer = parts()
+    LastCheckpoint(state, tmp_path / "last.pt")(trainer)
+
+    def buggy(self, *_):
+        raise ValueError("not enough values to unpack")
+
+    monkeypatch.setattr(TrainingState, "load_state_dict", buggy)
+    with pytest.raises(ValueError, match="not enough values") as caught:
+        Resume(state, tmp_path / "last.pt")(trainer)
+    assert not isinstance(caught.value, InputError)
 
 
 def test_checkpoint_of_the_other_patch_merging_is_refused(tmp_path):
