@@ -1,16 +1,19 @@
 # Everything on a machine that has only Python 3.11+ and make: `make demo`, `make test`.
 PYTHON ?= python3
 VENV := .venv
+CLIENTS := .venv-clients
 INSTALLED := $(VENV)/installed
 RUN := $(VENV)/bin/python
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup demo test lint format bench bundles clean
+.PHONY: help setup demo test test-hostile test-clients lint format bench bundles clean
 
 help:
 	@echo "make demo     train, evaluate and segment on phantoms; INPUT=image LABEL=label for your own pair"
 	@echo "make test     run the tests"
-	@echo "make lint     check style, spelling and config formatting; make format fixes them"
+	@echo "make test-hostile  run the long tests of bad inputs, full disks and killed runs"
+	@echo "make test-clients  run the tests in MONAI Label, MONAI Deploy and MONAI FL, in environments of their own"
+	@echo "make lint     check style, spelling, configs and settings pages; make format fixes them"
 	@echo "make bench    run the benchmarks and write benchmarks/results/"
 	@echo "make bundles  write dist/<name>_v<version>.zip for each bundle"
 	@echo "make setup    make the environment in $(VENV) only"
@@ -29,16 +32,30 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(RUN) -m pytest
 
+test-hostile: $(INSTALLED)
+	$(RUN) -m pytest -m hostile tests/hostile
+
+test-clients: $(INSTALLED) $(CLIENTS)/label/installed $(CLIENTS)/deploy/installed
+	$(RUN) -m pytest -m clients tests/clients
+
+$(CLIENTS)/%/installed: requirements-clients-%.txt requirements-clients-%-nodeps.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $(word 2,$^)
+	@touch $@
+
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m codespell_lib
 	$(RUN) -m tools.format_configs --check
+	$(RUN) -m tools.settings_pages --check
 
 format: $(INSTALLED)
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 	$(RUN) -m tools.format_configs
+	$(RUN) -m tools.settings_pages
 
 bench: $(INSTALLED)
 	@for bench in benchmarks/*.py; do echo "== $$bench"; $(RUN) -m benchmarks.$$(basename $$bench .py) || exit 1; done

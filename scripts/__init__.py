@@ -1,10 +1,8 @@
 """The Python code that the configs of the bundles name."""
 
-import sys
-
-from scripts.common.errors import is_bundle_run, print_error
-from scripts.common.flags import check_command_line
+from scripts.common.errors import is_bundle_run
 
 if is_bundle_run():
-    sys.excepthook = print_error
-    check_command_line(sys.argv)
+    from scripts.common.command_line import start_run
+
+    start_run()

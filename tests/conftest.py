@@ -104,7 +104,8 @@ def run_bundle(bundle, configs, **settings):
 
 def command_line(settings):
     """Write settings as they are typed."""
-    return [part for key, value in settings.items() for part in (f"--{key}", json.dumps(value).strip('"'))]
+    texts = {key: str(value) if isinstance(value, bool) else json.dumps(value) for key, value in settings.items()}
+    return [part for key, text in texts.items() for part in (f"--{key}", text.strip('"'))]
 
 
 def training_settings(data, folder, **more):

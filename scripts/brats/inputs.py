@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,15 @@ from scripts.brats.sequences import (
     FoundCase,
     check_sequences,
     describe_grid_mismatch,
+    describe_missing_overlap,
     find_cases,
     group_cases,
 )
 from scripts.common.errors import InputError
 from scripts.common.flags import parse_flag
 from scripts.common.grids import Grid
+
+logger = logging.getLogger(__name__)
 
 
 def find_sequences(path: Path) -> list[dict[str, Any]]:
@@ -45,7 +49,10 @@ def _case_of(file: Path) -> list[FoundCase]:
 
 
 def _item(case: FoundCase) -> dict[str, Any]:
-    label = {"label": case.labels[0]} if case.labels else {}
+    if len(case.labels) > 1:
+        listed = ", ".join(Path(label).name for label in case.labels)
+        logger.warning("%s: %d files for seg (%s): none is used; keep one", case.name, len(case.labels), listed)
+    label = {"label": case.labels[0]} if len(case.labels) == 1 else {}
     return {"image": case.images, "case": str(Path(case.images[0]).parent / case.name), **label}
 
 
@@ -57,7 +64,7 @@ def check_image(
     Args:
         paths: of the four sequences.
         grids: of the same; None for a file that cannot be read.
-        resample: whether the sequences may lie on different grids.
+        resample: whether the sequences may lie on different grids, which have to overlap.
 
     Returns:
         The problems, and the grid that the label must lie on; None if that is unknown.
@@ -66,7 +73,6 @@ def check_image(
         check_sequences(paths)
     except InputError as error:
         return [str(error)], None
-    problem = ""
-    if not parse_flag(resample, "resample") and None not in grids:
-        problem = describe_grid_mismatch(paths, grids)
+    describe = describe_missing_overlap if parse_flag(resample, "resample") else describe_grid_mismatch
+    problem = describe(paths, grids) if None not in grids else ""
     return [problem] if problem else [], grids[REFERENCE]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 
 import torch
@@ -11,7 +12,14 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import SpatialResample
 
-from scripts.brats.sequences import REFERENCE, SEQUENCES, check_sequences, describe_grid_mismatch
+from scripts.brats.sequences import (
+    REFERENCE,
+    SEQUENCES,
+    check_sequences,
+    describe_grid_mismatch,
+    describe_missing_overlap,
+    share_inside,
+)
 from scripts.common.errors import InputError
 from scripts.common.flags import parse_flag
 from scripts.common.grids import Grid
@@ -35,8 +43,9 @@ class LoadSequencesd(LoadVolumed):
         Four files of (X, Y, Z) voxels become a MetaTensor (4, X, Y, Z), float32, with the metadata of t1c.
 
     Raises:
-        InputError: as `LoadVolumed`, for each file; a sequence is missing, has two files or is not in its place; the
-            sequences lie on different grids and `resample` is false.
+        InputError: as `LoadVolumed`, for each file; a sequence is missing, has two files or is not in its place; two
+            hold the same voxels; the sequences lie on different grids and `resample` is false, or on grids that hardly
+            overlap.
     """
 
     def __init__(
@@ -59,14 +68,28 @@ class LoadSequencesd(LoadVolumed):
         paths = [str(each) for each in path]
         check_sequences(paths)
         volumes = [super(LoadSequencesd, self).read(each, is_image=is_image) for each in paths]
+        refuse_copies(volumes, paths)
         warn_about_skulls(volumes, paths)  # before resampling, which pads with 0
-        problem = describe_grid_mismatch(paths, [Grid(tuple(v.shape[1:]), v.affine.numpy()) for v in volumes])
-        if problem and not self.resample:
-            raise InputError(problem)
-        if problem:
-            volumes = resampled_to(volumes[REFERENCE], volumes)
-            logger.warning("%s: resampled all sequences to its grid, without registering them", paths[REFERENCE])
+        volumes = on_one_grid(volumes, paths, resample=self.resample)
         return MetaTensor(torch.cat([volume.as_tensor() for volume in volumes]), meta=volumes[REFERENCE].meta)
+
+
+def on_one_grid(volumes: Sequence[MetaTensor], paths: Sequence[str], *, resample: bool) -> Sequence[MetaTensor]:
+    """Return four sequences on the grid of t1c, resampled if they lie on others.
+
+    Raises:
+        InputError: they lie on other grids and `resample` is false, or hardly overlap.
+    """
+    grids = [Grid(tuple(volume.shape[1:]), volume.affine.numpy()) for volume in volumes]
+    mismatch = describe_grid_mismatch(paths, grids)
+    if not mismatch:
+        return volumes
+    if problem := describe_missing_overlap(paths, grids) if resample else mismatch:
+        raise InputError(problem)
+    how = "resampled all sequences to its grid, without registering them"
+    covered = min(share_inside(grids[REFERENCE], grid) for grid in grids)
+    logger.warning("%s: %s; each covers at least %.0f %% of it", paths[REFERENCE], how, 100 * covered)
+    return resampled_to(volumes[REFERENCE], volumes)
 
 
 def resampled_to(reference: MetaTensor, volumes: Sequence[MetaTensor]) -> list[MetaTensor]:
@@ -82,6 +105,17 @@ def resampled_to(reference: MetaTensor, volumes: Sequence[MetaTensor]) -> list[M
     resample = SpatialResample(mode="bilinear", padding_mode="zeros", align_corners=True)
     affine, shape = reference.affine, reference.shape[1:]
     return [v if v is reference else resample(v, dst_affine=affine, spatial_size=shape) for v in volumes]
+
+
+def refuse_copies(volumes: Sequence[torch.Tensor], paths: Sequence[str]) -> None:
+    """Refuse two sequences that hold the same voxels.
+
+    Raises:
+        InputError: names both files.
+    """
+    for (volume, path), (other, other_path) in combinations(zip(volumes, paths, strict=True), 2):
+        if torch.equal(volume.as_tensor(), other.as_tensor()):
+            raise InputError(f"{path}: holds the same voxels as {other_path}: give {', '.join(SEQUENCES)}, each once.")
 
 
 def warn_about_skulls(volumes: Sequence[torch.Tensor], paths: Sequence[str]) -> None:

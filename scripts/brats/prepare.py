@@ -17,6 +17,8 @@ from typing import Any
 from scripts.brats.sequences import FoundCase, check_sequences, find_cases
 from scripts.common.errors import InputError, raise_all
 from scripts.common.files import write_text
+from scripts.common.locks import FolderLock
+from scripts.common.names import is_nifti, printable
 from scripts.data.folds import assign_folds
 
 logger = logging.getLogger(__name__)
@@ -40,16 +42,21 @@ def prepare_brats(source: Path, out: Path | None = None, *, folds: int = 5, seed
         The path of the datalist.
 
     Raises:
-        InputError: there are no cases, a sequence is missing or has two files, two cases have one name, there are
-            fewer patients than folds, or `out` holds another datalist.
+        InputError: there are no cases or none has a label, a sequence is missing or has two files, two cases have one
+            name, there are fewer patients than folds, or `out` is no name for a datalist or holds another one.
     """
     if not source.is_dir():
         raise InputError(f"{source}: not a folder; give the one that holds the case folders")
+    if seed < 0:
+        raise InputError(f"seed is {seed}: give 0 or more")
     path = out or source / "dataset_0.json"
+    if path.suffix != ".json" or path.is_dir():
+        raise InputError(f"{path}: not a name for a datalist; give the path of a file that ends in .json")
     text = json.dumps(brats_datalist(source, folds=folds, seed=seed), indent=2) + "\n"
     if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
         raise InputError(f"{path}: lists other cases or folds than these; remove it, or set out to another file")
-    write_text(path, text)
+    with FolderLock(path.parent, setting="out"):
+        write_text(path, text)
     return path
 
 
@@ -60,7 +67,12 @@ def brats_datalist(source: Path, *, folds: int, seed: int) -> dict[str, Any]:
         example = "BraTS-GLI-00000-000/BraTS-GLI-00000-000-t1n.nii.gz or BraTS2021_00000/BraTS2021_00000_t1.nii.gz"
         raise InputError(f"{source}: no cases found, such as {example}; give the folder of the case folders")
     raise_all(_problems(cases), source, "add, remove or rename these files, or move the cases away")
+    _warn_of_others(cases, source)
     labelled = [case for case in cases if case.labels]
+    if not labelled:
+        raise InputError(
+            f"{source}: none of {len(cases)} cases has a label, such as {cases[0].name}-seg.nii.gz; add them"
+        )
     fold_of = assign_folds((patient(case.name) for case in labelled), folds=folds, seed=seed)
     training = [{**_item(case, source), "fold": fold_of[patient(case.name)]} for case in labelled]
     test = [_item(case, source) for case in cases if not case.labels]
@@ -83,6 +95,15 @@ def _item(case: FoundCase, source: Path) -> dict[str, Any]:
     images = [Path(path).relative_to(source).as_posix() for path in case.images]
     label = {"label": Path(case.labels[0]).relative_to(source).as_posix()} if case.labels else {}
     return {"image": images, **label, "patient": patient(case.name)}
+
+
+def _warn_of_others(cases: Sequence[FoundCase], source: Path) -> None:
+    """Log images that are in no case, such as a label without images or a sequence of another name."""
+    listed = {path for case in cases for path in (*case.images, *case.labels)}
+    found = sorted(path for depth in ("*", "*/*", "*/*/*") for path in source.glob(depth) if is_nifti(path))
+    others = [printable(path) for path in found if str(path) not in listed]
+    if others:
+        logger.warning("%s: left out %d images that are in no case, such as %s", source, len(others), others[0])
 
 
 def _problems(cases: Sequence[FoundCase]) -> list[str]:
@@ -114,5 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         path = prepare_brats(args.source, args.out, folds=args.folds, seed=args.seed)
     except (InputError, OSError) as error:
         parser.exit(2, f"prepare_brats: error: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "prepare_brats: stopped, nothing was written\n")
     logger.info("wrote %s", path)
     return 0

@@ -56,6 +56,23 @@ def numbering(values: Sequence[int], *, name: str) -> str:
     return "2023" if ENHANCING in found else "older" if OLDER_ENHANCING in found else "either"
 
 
+def written_numbering(enhancing_label: int) -> dict[int, int]:
+    """Return the values in a written label map that differ from BraTS 2023, for `scripts.io.writing.SaveLabelMapd`.
+
+    Args:
+        enhancing_label: value of enhancing tumour: 3, or 4 as in the years before.
+
+    Raises:
+        InputError: any other value, which would be that of another class or of none.
+
+    >>> written_numbering(4)
+    {3: 4}
+    """
+    if type(enhancing_label) is not int or enhancing_label not in (ENHANCING, OLDER_ENHANCING):
+        raise InputError(f"enhancing_label is {enhancing_label!r}: give 3 (BraTS 2023) or 4 (the years before).")
+    return {ENHANCING: enhancing_label}
+
+
 def nesting_order(regions: Regions) -> list[tuple[int, int]]:
     """Order nested regions from the outermost to the innermost, each with the class id that it alone adds.
 
@@ -170,7 +187,9 @@ class BratsLabelsd(MapTransform):
     def convert(self, label: torch.Tensor) -> torch.Tensor:
         """Convert one label map; returns the same tensor if it has the numbering already."""
         name = str(getattr(label, "meta", {}).get("filename_or_obj", "label"))
-        kind = numbering(np.flatnonzero(count_voxels(as_label_array(label[0], name=name))), name=name)
+        ids = as_label_array(label[0], name=name)
+        in_range = ids.min(initial=0) >= 0 and ids.max(initial=0) <= OLDER_ENHANCING
+        kind = numbering(np.flatnonzero(count_voxels(ids)) if in_range else np.unique(ids), name=name)
         if kind not in _logged_kinds:
             _logged_kinds.add(kind)
             logger.info("%s and other labels use %s", name, _KINDS[kind])

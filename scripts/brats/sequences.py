@@ -8,6 +8,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import nibabel as nib
+import numpy as np
+
 from scripts.common.errors import InputError
 from scripts.common.grids import Grid, describe_mismatch
 
@@ -16,6 +19,13 @@ SEQUENCES = ("t1n", "t1c", "t2w", "t2f")
 REFERENCE = SEQUENCES.index("t1c")
 """The sequence whose grid a result has: it shows the enhancing tumour, and usually has the thinnest slices."""
 LABEL = "seg"
+MIN_OVERLAP = 0.5
+"""Share of the smaller of two fields of view that has to lie in the other. Scans of one head differ in margins and in
+angle, so that most of the smaller one does; the headers of a sequence a head away, or of another body part, contradict
+that. Elastix and ITK refuse to register images that share less than a quarter of their samples; here nothing is
+registered."""
+
+_LATTICE = 32  # points along each axis: shares are accurate to about 0.01
 
 _NAMES_OF_2021 = {"t1": "t1n", "t1ce": "t1c", "t2": "t2w", "flair": "t2f"}
 _KINDS = "|".join((*SEQUENCES, *_NAMES_OF_2021, LABEL))
@@ -89,7 +99,7 @@ def check_sequences(paths: Sequence[str]) -> None:
         paths: of one case.
 
     Raises:
-        InputError: a sequence is missing, has two files or is not in its place.
+        InputError: a sequence is missing, has two files or is not in its place, or the names are of two BraTS cases.
     """
     kinds = [kind_of(path) for path in paths]
     where = Path(paths[0]).parent if paths else "a case"
@@ -105,6 +115,9 @@ def check_sequences(paths: Sequence[str]) -> None:
     for path, kind, expected in zip(paths, kinds, SEQUENCES, strict=True):
         if kind not in (None, expected):
             raise InputError(f"{path}: is {kind} by its name, where {expected} belongs: give {wanted}, in this order.")
+    cases = {match["case"] or "" for path in paths if (match := _FILE.fullmatch(Path(path).name))}
+    if len(cases) > 1 and all(case.lower().startswith("brats") for case in cases):  # others may number their series
+        raise InputError(f"{where}: sequences of {' and '.join(sorted(cases))}: give those of one case.")
 
 
 def describe_grid_mismatch(paths: Sequence[str], grids: Sequence[Grid]) -> str:
@@ -122,3 +135,32 @@ def describe_grid_mismatch(paths: Sequence[str], grids: Sequence[Grid]) -> str:
     if not found:
         return ""
     return f"{paths[REFERENCE]}: not all sequences lie on its grid: {'; '.join(found)}. {_PREPARE}."
+
+
+def share_inside(grid: Grid, other: Grid) -> float:
+    """Return the share of the field of view of a grid that lies in that of another grid."""
+    centres = (np.arange(_LATTICE) + 0.5) / _LATTICE
+    points = np.stack(np.meshgrid(*(centres * size - 0.5 for size in grid.shape), indexing="ij"), axis=-1)
+    indices = nib.affines.apply_affine(np.linalg.inv(other.affine) @ grid.affine, points)
+    return float(((indices > -0.5) & (indices < np.array(other.shape) - 0.5)).all(axis=-1).mean())
+
+
+def describe_missing_overlap(paths: Sequence[str], grids: Sequence[Grid]) -> str:
+    """Describe which sequences show another region than t1c by their headers, so that resampling would give zeros.
+
+    Args:
+        paths: of the four sequences.
+        grids: of the same.
+
+    Returns:
+        "" if each shares `MIN_OVERLAP` of the smaller field of view with t1c.
+    """
+    reference = grids[REFERENCE]
+    shares = [max(share_inside(grid, reference), share_inside(reference, grid)) for grid in grids]
+    found = [f"{name} shares {share:.0%}" for name, share in zip(SEQUENCES, shares, strict=True) if share < MIN_OVERLAP]
+    if not found:
+        return ""
+    return (
+        f"{paths[REFERENCE]}: not all sequences show the region that it shows: {', '.join(found)} of the smaller field "
+        f"of view, need {MIN_OVERLAP:.0%}. Correct their headers, or give the sequences of one patient and session."
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
 import logging
 import os
 import queue
@@ -9,12 +11,15 @@ import socket
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import cloudpickle
 import dask
 from distributed import Client, Future, KilledWorker, LocalCluster
-from distributed.comm.addressing import parse_address, parse_host_port
+from distributed.comm import connect
+from distributed.comm.addressing import parse_host_port
+from distributed.security import Security
 
 from scripts.cohort.attempts import CaseFunction, CaseResult, failed_outcome
 from scripts.cohort.journal import Case
@@ -61,24 +66,72 @@ def remote_client(address: str) -> Iterator[Client]:
     """Connect to a Dask scheduler.
 
     Args:
-        address: such as `tcp://host:8786`.
+        address: `tcp://host:8786`, or `tls://host:8786` with the certificates that Dask's configuration names.
 
     Raises:
-        InputError: no scheduler answers there.
+        InputError: it is not an address, no scheduler answers there, or there are no certificates.
     """
+    host = _checked_host(address)
     with _quiet():
         try:
-            socket.create_connection(parse_host_port(parse_address(address)[1]), timeout=CONNECT_SECONDS).close()
-            client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
-        except (OSError, ValueError) as error:
+            with ThreadPoolExecutor(1) as thread:  # not here, where an event loop may run, as in a notebook
+                thread.submit(asyncio.run, _shake_hands(address)).result()
+            client = Client(address, timeout=CONNECT_SECONDS, security=Security(), set_as_default=False)
+        except (OSError, ValueError, RuntimeError, ImportError) as error:  # ImportError: other versions there
             raise InputError(
                 f"scheduler {address}: no Dask scheduler answers there ({reason(error)}); start `dask scheduler`, "
-                "and give the address that it prints."
+                "and give the address that it prints and, for tls, certificates that fit."
             ) from error
+        if address.startswith("tcp") and not _is_loopback(host):
+            logger.warning("%s: whoever can reach this scheduler can run code as you; protect it by tls://", address)
         try:
             yield client
         finally:
             client.close(timeout=WAKE_SECONDS)
+
+
+def _checked_host(address: str) -> str:
+    """Return the host of an address.
+
+    Raises:
+        InputError: it is not an address, or Dask's configuration names no certificates for it.
+    """
+    scheme, _, location = address.rpartition("://")
+    try:
+        host, port = parse_host_port(location)
+    except ValueError:
+        host, port = "", 0
+    if scheme not in ("tcp", "tls") or not host or not 0 < port < 2**16:
+        raise InputError(f"scheduler is {address!r:.200}: give an address such as tcp://host:8786.")
+    if scheme == "tls" and not (Security().tls_ca_file and Security().tls_client_cert):
+        names = [f"DASK_DISTRIBUTED__COMM__TLS__{name}" for name in ("CA_FILE", "CLIENT__CERT", "CLIENT__KEY")]
+        raise InputError(f"scheduler {address}: no certificates for tls; set the variables {', '.join(names)}.")
+    return host
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+async def _shake_hands(address: str) -> None:
+    """Connect once: a `Client` waits forever for the greeting of a server that is not Dask's.
+
+    Raises:
+        OSError: nothing answers there, or it is not a scheduler.
+        ValueError: the host is not a valid name, or the other end does not speak TLS.
+        RuntimeError: Dask's configuration requires encryption.
+    """
+    host, port = parse_host_port(address.partition("://")[2])
+    socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()  # Dask tries again and again
+    arguments = Security().get_connection_args("client")
+    try:
+        comm = await asyncio.wait_for(connect(address, timeout=CONNECT_SECONDS, **arguments), CONNECT_SECONDS)
+    except TimeoutError:
+        raise TimeoutError(f"no greeting within {CONNECT_SECONDS} seconds") from None
+    await comm.close()
 
 
 def run_on_dask(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import sqlite3
+import tempfile
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -33,11 +35,16 @@ class Journal:
     """A SQLite file of finished cases and their results; a context manager.
 
     A case is finished once its row is committed, at most about a second after `put`; a killed process or a power cut
-    loses no more than that. A result is valid only for the same file (path, size and time of change) and settings. The
-    state of a file is read once, when its case is first asked for, so a file that changes while it is processed is
-    processed again by the next run.
+    loses no more than that.
 
-    The SQLite file is locked while it is open. It uses a rollback journal: a write-ahead log needs memory that
+    A result is valid only for the same settings and the same file: path, size and time of change to the nanosecond.
+    Times are compared for equality only, so a clock that goes backwards and files from the future do no harm. A file
+    that is copied anew is processed again even if its content is the same. A file whose content changes while size and
+    time stay, as `touch -r` can do, is not detected: delete the journal. The state of a file is read once, when its
+    case is first asked for; see `is_changed`.
+
+    Other runs must be kept out by `scripts.common.locks`. Against other programs the SQLite file is locked too while it
+    is open, unless its file system has no locks. It uses a rollback journal: a write-ahead log needs memory that
     processes share, which network file systems lack.
 
     Args:
@@ -45,7 +52,7 @@ class Journal:
         settings: everything that the results depend on besides the files, as text; other settings start afresh.
 
     Raises:
-        InputError: the file is damaged, of another program, in use by another run, or cannot be written.
+        InputError: the file is damaged, of another program, open in another program, or cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, settings: str) -> None:
@@ -54,7 +61,8 @@ class Journal:
         self._stamps: dict[str, str] = {}
         require_writable(self.path.parent)
         with _explained(self.path):
-            self._connection = sqlite3.connect(self.path, timeout=0)
+            lock = "" if _has_locks(self.path.parent) else "?nolock=1"
+            self._connection = sqlite3.connect(f"{self.path.absolute().as_uri()}{lock}", timeout=0, uri=True)
         try:
             with _explained(self.path):
                 self._open()
@@ -84,6 +92,10 @@ class Journal:
         with _explained(self.path):
             stored = dict(self._connection.execute("SELECT name, stamp FROM cases"))
         return {case["case"] for case in cases if stored.get(case["case"]) == self._stamp(case)}
+
+    def is_changed(self, case: Case) -> bool:
+        """Return whether the file of a case changed since its state was read."""
+        return self._stamp(case) != self._new_stamp(case)
 
     def put(self, case: Case, payload: bytes) -> None:
         """Store the result of a case, in place of an older one; call `commit_due` while waiting for the next."""
@@ -122,8 +134,11 @@ class Journal:
     def _stamp(self, case: Case) -> str:
         """Return the state of the case's file and the settings as text, read once while the journal is open."""
         if case["case"] not in self._stamps:
-            self._stamps[case["case"]] = json.dumps([*file_state(case["image"]), self.settings])
+            self._stamps[case["case"]] = self._new_stamp(case)
         return self._stamps[case["case"]]
+
+    def _new_stamp(self, case: Case) -> str:
+        return json.dumps([*file_state(case["image"]), self.settings])
 
     def close(self) -> None:
         """Commit, and close the file."""
@@ -131,6 +146,8 @@ class Journal:
             self.commit()
         finally:
             self._connection.close()
+        # SQLite leaves the emptied rollback journal of a killed run if this run wrote nothing
+        self.path.with_name(f"{self.path.name}-journal").unlink(missing_ok=True)
 
     def __enter__(self) -> Journal:
         return self
@@ -141,6 +158,16 @@ class Journal:
         self.close()
 
 
+def _has_locks(folder: Path) -> bool:
+    """Return whether SQLite can lock files in a folder: some network file systems have no locks."""
+    with tempfile.TemporaryFile(dir=folder) as file:  # no other program can have locked it
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+    return True
+
+
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
     """Turn SQLite's errors into messages with a fix."""
@@ -149,7 +176,7 @@ def _explained(path: Path) -> Iterator[None]:
     except sqlite3.OperationalError as error:
         if error.sqlite_errorname.startswith("SQLITE_BUSY"):
             raise InputError(
-                f"{path}: another run is using this folder; wait until it ends, or set another output folder."
+                f"{path}: is open in another program; close it there, or set another output folder."
             ) from error
         raise InputError(f"{path}: cannot be written ({error}); free some space or set another folder.") from error
     except sqlite3.DatabaseError as error:

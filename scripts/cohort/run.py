@@ -11,9 +11,11 @@ from dask.system import CPU_COUNT
 from scripts.cohort.attempts import CaseFunction, CaseResult, attempt
 from scripts.cohort.engine import local_client, remote_client, run_on_dask
 from scripts.cohort.journal import Case, Journal
-from scripts.common.errors import InputError
+from scripts.common.errors import InputError, raise_all
 from scripts.common.progress import progress_bar
+from scripts.common.settings import setting_problems
 
+MAX_WORKERS = max(64, 4 * CPU_COUNT)
 logger = logging.getLogger(__name__)
 
 
@@ -29,8 +31,8 @@ def run_cohort(
 ) -> dict[str, str]:
     """Call `function` on each case that the journal does not hold, and store its result there.
 
-    A case that raises an error or crashes its process does not stop the run. A killed run loses the cases of its last
-    second, and leaves no processes behind.
+    A case that raises an error, crashes its process, or whose file changes meanwhile, does not stop the run. A killed
+    run loses the cases of its last second, and leaves no processes behind.
 
     Args:
         function: takes a case and returns bytes, the same ones for the same case; picklable. Workers of a scheduler
@@ -57,13 +59,18 @@ def run_cohort(
     ...     list(journal.payloads(cases))
     [('a', b'a.nii.gz'), ('b', b'b.nii.gz')]
     """
-    _check(cases, workers)
+    raise_all(setting_problems({"scheduler": scheduler, "workers": workers}), "cohort", "correct the settings")
+    if workers > MAX_WORKERS:
+        raise InputError(f"workers is {workers}: this machine has {CPU_COUNT} cores; give {MAX_WORKERS} at most.")
+    _check_names(cases)
     finished = journal.finished(cases)
     todo = [case for case in cases if case["case"] not in finished or (is_finished and not is_finished(case))]
     failures: dict[str, str] = {}
     with progress_bar(total=len(cases), initial=len(cases) - len(todo), desc="cases", unit="case") as bar:
 
         def record(case: Case, outcome: CaseResult) -> None:
+            if not outcome.failure and journal.is_changed(case):
+                outcome = CaseResult(b"", f"{case['image']}: changed while it was processed; run again.")
             if outcome.failure:
                 failures[case["case"]] = outcome.failure
                 logger.error("case %s failed: %s%s", case["case"], outcome.failure, f"\n{outcome.trace}".rstrip())
@@ -77,15 +84,13 @@ def run_cohort(
     return {case["case"]: failures[case["case"]] for case in todo if case["case"] in failures}
 
 
-def _check(cases: Sequence[Case], workers: int) -> None:
+def _check_names(cases: Sequence[Case]) -> None:
     names = Counter(case["case"] for case in cases)
     name, times = next(iter(names.most_common(1)), ("", 0))
     if times > 1:
         raise InputError(f'{times} cases are named "{name}": give each a distinct name.')
     if undecodable := [name for name in names if name.encode(errors="ignore").decode() != name]:
         raise InputError(f"case {undecodable[0]!r}: its name is not valid UTF-8; rename the file.")
-    if not isinstance(workers, int) or workers < -1:
-        raise InputError(f"workers is {workers!r}: give a number of processes, -1 for one per core, or 0 for none.")
 
 
 def _run(

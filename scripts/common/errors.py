@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import multiprocessing
 import re
 import sys
 import traceback
@@ -15,6 +17,28 @@ from types import TracebackType
 _WORKER_ERROR = re.compile(r"^scripts\.common\.errors\.InputError: (.+?)(?:\n\n|\Z)", re.MULTILINE | re.DOTALL)
 
 
+_LISTED_PROBLEMS = 1000
+STOPPED = "what was finished is kept; a training continues with resume true"
+
+_FIX_OF_ERRNO = {
+    errno.ENOSPC: "free disk space, then run again",
+    errno.EDQUOT: "free disk space, then run again",
+    errno.EROFS: "set another folder",
+    errno.EACCES: "set another folder, or change its permissions",
+    errno.ENAMETOOLONG: "shorten the name",
+}
+_FIX_OF_MESSAGE = (
+    (r"file write failed|failed writing", "free disk space, then run again"),
+    (
+        r"DataLoader worker .*(is killed by signal|exited unexpectedly)",
+        "systems kill processes when memory runs out: lower num_workers, batch_size or cache_rate",
+    ),
+    (r"shared memory|/dev/shm|Bus error", "shared memory is too small for loading in processes: set num_workers to 0"),
+    (r"OutOfMemoryError", "lower sw_batch_size, batch_size or patch_size, or set sw_device to cpu"),
+    (r"DefaultCPUAllocator|^(_Array)?MemoryError", "lower sw_batch_size, batch_size, num_workers or patch_size"),
+)
+
+
 class InputError(ValueError):
     """An error in what the user gave: a file, a setting or a folder.
 
@@ -24,11 +48,26 @@ class InputError(ValueError):
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """Follow a chain of `raise ... from` to the first `InputError`, or else to its beginning."""
-    while not isinstance(error, InputError) and (wrapped := _wrapped_error(error)) is not None:
+    """Follow a chain of `raise ... from` to the first `InputError`, or else to its beginning.
+
+    A failure of the machine that the user can do something about, such as a full disk, becomes an `InputError` too.
+    """
+    while not isinstance(error, InputError):
+        if fix := _machine_fix(error):
+            return InputError(f"{' '.join(str(error).split())[:300]} ({fix})".lstrip())
+        if (wrapped := _wrapped_error(error)) is None:
+            break
         error = wrapped
     in_worker = _WORKER_ERROR.search(str(error)) if "DataLoader worker process" in str(error) else None
     return InputError(in_worker[1].strip()) if in_worker else error
+
+
+def _machine_fix(error: BaseException) -> str:
+    """Return what to do about a failure of the machine; "" for any other error."""
+    if isinstance(error, OSError) and error.errno in _FIX_OF_ERRNO:
+        return _FIX_OF_ERRNO[error.errno]
+    text = f"{type(error).__name__}: {error}"
+    return next((fix for pattern, fix in _FIX_OF_MESSAGE if re.search(pattern, text)), "")
 
 
 def _wrapped_error(error: BaseException) -> BaseException | None:
@@ -52,9 +91,6 @@ def reason(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, InputError):
         return text
-    torch = sys.modules.get("torch")  # not imported here: that takes a second in every worker process
-    if torch is not None and isinstance(error, torch.OutOfMemoryError):
-        text += " (lower sw_batch_size or patch_size, or set sw_device to cpu)"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
@@ -77,19 +113,22 @@ def print_error(kind: type[BaseException], error: BaseException, trace: Tracebac
     `python -X dev -m monai.bundle ...` prints the traceback of an `InputError` too.
     """
     cause = root_cause(error)
+    if isinstance(error, KeyboardInterrupt):
+        sys.stderr.write(f"\nstopped by Ctrl-C: {STOPPED}\n")
+        return
     if sys.flags.dev_mode or not isinstance(cause, InputError):
         sys.__excepthook__(kind, error, trace)
-    if not isinstance(error, KeyboardInterrupt):
-        sys.stderr.write(f"\nerror: {cause if isinstance(cause, InputError) else reason(cause)}\n")
+    sys.stderr.write(f"\nerror: {cause if isinstance(cause, InputError) else reason(cause)}\n")
 
 
 def is_bundle_run() -> bool:
-    """Return whether this process is `python -m monai.bundle`."""
-    return Path(sys.argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py")
+    """Return whether this process is `python -m monai.bundle`, and not one that it started."""
+    is_bundle = Path(sys.argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py")
+    return is_bundle and multiprocessing.parent_process() is None
 
 
 def raise_all(problems: Sequence[str], where: object, fix: str) -> None:
-    """Raise one error that lists all problems, one per line; do nothing if there are none.
+    """Raise one error that lists the problems, one per line, at most `_LISTED_PROBLEMS`; do nothing if there are none.
 
     Args:
         problems: what is wrong, the path first.
@@ -101,4 +140,5 @@ def raise_all(problems: Sequence[str], where: object, fix: str) -> None:
     """
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise InputError("\n".join([f"{where}: {count}; {fix}", *problems]))
+        more = [f"... and {len(problems) - _LISTED_PROBLEMS} more"] if len(problems) > _LISTED_PROBLEMS else []
+        raise InputError("\n".join([f"{where}: {count}; {fix}", *problems[:_LISTED_PROBLEMS], *more]))

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 
-from scripts.common.files import atomic_path
+from scripts.common.case_table import read_rows, write_rows
+
+_COLUMNS = ("reason",)
+
+
+def read_failures(folder: Path) -> dict[str, str]:
+    """Read `failed.csv` of earlier runs.
+
+    Args:
+        folder: folder of the results.
+
+    Returns:
+        Case name to reason.
+
+    Raises:
+        InputError: it is damaged or another table.
+    """
+    return {case: reason for case, [reason] in read_rows(folder / "failed.csv", _COLUMNS).items()}
 
 
 def write_failures(folder: Path, failures: Mapping[str, str]) -> None:
@@ -15,12 +31,15 @@ def write_failures(folder: Path, failures: Mapping[str, str]) -> None:
     Args:
         folder: folder of the results.
         failures: case name to reason.
+
+    Raises:
+        InputError: the disk is full, or the folder cannot be written.
     """
     path = folder / "failed.csv"
-    path.unlink(missing_ok=True)
     if failures:
-        with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
-            csv.writer(file).writerows([("case", "reason"), *failures.items()])
+        write_rows(path, _COLUMNS, {case: [reason] for case, reason in failures.items()})
+    else:
+        path.unlink(missing_ok=True)
 
 
 def exit_if_failed(failures: Mapping[str, str], total: int) -> None:

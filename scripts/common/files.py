@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import secrets
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _TEMPORARY_NAME = re.compile(r"\.tmp-[0-9a-f]{16}(\..*)?")
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_DISK_ERRORS = {*_FULL, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE}
 
 
 @contextmanager
@@ -35,17 +38,21 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         The path to write to. It does not exist yet, so that the umask of the writer sets the file mode.
 
     Raises:
-        OSError: the block wrote no file, the disk is full, or `path` is a folder.
+        InputError: the disk is full, over its quota, read-only or damaged, or the folder cannot be written.
+        OSError: the block wrote no file, or `path` is a folder.
     """
     final = Path(path)
-    final.parent.mkdir(parents=True, exist_ok=True)
     temporary = final.with_name(f".tmp-{secrets.token_hex(8)}{''.join(final.suffixes[-2:])}")
     try:
+        final.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         _flush_to_disk(temporary)
         temporary.replace(final)
-    except BaseException:  # also after Ctrl-C and SystemExit
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:  # also Ctrl-C and SystemExit
+        with suppress(OSError):  # the disk may be gone or read-only
+            temporary.unlink(missing_ok=True)
+        if disk_error := _disk_error(error, temporary):
+            raise InputError(f"{final}: cannot be written ({_explained(disk_error)}") from error
         raise
 
 
@@ -85,11 +92,12 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> list[Path]:
     return leftovers
 
 
-def require_writable(folder: str | os.PathLike[str]) -> Path:
+def require_writable(folder: str | os.PathLike[str], *, setting: str = "output folder") -> Path:
     """Create a folder and check that files can be written to it, before the computation starts.
 
     Args:
         folder: folder of the results; missing parents are created.
+        setting: the setting that names the folder, for the message.
 
     Returns:
         The folder.
@@ -100,10 +108,13 @@ def require_writable(folder: str | os.PathLike[str]) -> Path:
     here = Path(folder)
     try:
         here.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=here):
-            pass
+        with tempfile.TemporaryFile(dir=here) as file:
+            file.write(bytes(4096))  # a full disk still takes empty files
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
-        raise InputError(f"{here}: cannot be written ({error.strerror}); set another output folder") from error
+        fix = "free space, or " if error.errno in _FULL else ""
+        raise InputError(f"{here}: cannot be written ({error.strerror}); {fix}set another {setting}") from error
     return here
 
 
@@ -111,3 +122,19 @@ def _flush_to_disk(path: Path) -> None:
     """Wait until the data is on disk: after a power cut the file could otherwise be renamed but empty."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+def _disk_error(error: BaseException, temporary: Path) -> OSError | None:
+    """Return the error of the disk or the folder behind an error of writing; None if it is of another kind."""
+    while not isinstance(error, OSError):
+        if not isinstance(error, Exception):
+            return None
+        error = error.__cause__ or error.__context__  # torch raises a RuntimeError while it handles that of the disk
+    is_of_folder = error.filename is not None and Path(error.filename) in (temporary, *temporary.parents)
+    is_of_disk = error.errno in _DISK_ERRORS or (is_of_folder and error.errno != errno.ENOENT)
+    return error if is_of_disk else None
+
+
+def _explained(error: OSError) -> str:
+    fix = "free space" if error.errno in _FULL else "check the folder and its disk"
+    return f"{os.strerror(error.errno)}); {fix}, then run again."

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from functools import cache, partial
 from importlib import metadata
+from io import IOBase
 from pathlib import Path
 from types import BuiltinFunctionType, CodeType, EllipsisType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -42,12 +43,16 @@ def fingerprint(*values: Any) -> str:
         32 hexadecimal digits.
 
     Raises:
-        InputError: a value is of a type whose state cannot be read, such as a generator or an open file.
+        InputError: a value is of a type whose state cannot be read, such as a generator or an open file, or nested too
+            deeply.
 
     >>> fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
     True
     """
-    content = json.dumps([list(map(_version, _BY_VERSION)), [_described(value) for value in values]])
+    try:
+        content = json.dumps([list(map(_version, _BY_VERSION)), [_described(value) for value in values]])
+    except RecursionError as error:
+        raise InputError("a value has no fingerprint: it is nested too deeply.") from error
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
@@ -75,6 +80,9 @@ def imported_modules(files: Iterable[Path], root: Path) -> set[Path]:
     Args:
         files: Python files of the package.
         root: the folder that holds the package's folder.
+
+    Raises:
+        InputError: a file is not Python.
     """
     todo, found = list(files), set()
     while todo:
@@ -88,7 +96,10 @@ def imported_modules(files: Iterable[Path], root: Path) -> set[Path]:
 def _direct_imports(file: Path, root: Path) -> list[Path]:
     """Return the files of its own package that a file imports, and the `__init__.py` of their packages."""
     parts = file.relative_to(root).with_suffix("").parts
-    names = _imported_names(file.read_text(encoding="utf-8"), parts)
+    try:
+        names = _imported_names(file.read_text(encoding="utf-8"), parts)
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise InputError(f"{file}: not Python ({error}); correct or restore it.") from error
     modules = [module_file(name, root) for name in names if name.split(".")[0] == parts[0]]
     found = [module for module in modules if module]
     inits = {root / parent / "__init__.py" for path in [file, *found] for parent in path.relative_to(root).parents}
@@ -111,6 +122,8 @@ def _imported_names(source: str, module: tuple[str, ...]) -> list[str]:
 def module_file(dotted: str, root: Path) -> Path | None:
     """Return the file of a module, or of the module of a name in it such as `scripts.io.nifti.read_nifti`, or None."""
     parts = dotted.split(".")
+    if not all(part.isidentifier() for part in parts):  # `scripts./etc/x` would be a file outside of the package
+        return None
     for end in (len(parts), len(parts) - 1):
         base = root.joinpath(*parts[:end])
         for candidate in (base.with_suffix(".py"), base / "__init__.py"):
@@ -129,7 +142,7 @@ def _described(value: Any, above: tuple[int, ...] = ()) -> Any:
     if id(value) in above:
         return "itself"
     inner = partial(_described, above=(*above, id(value)))
-    if isinstance(value, np.ndarray) or hasattr(value, "detach"):
+    if isinstance(value, np.ndarray) or (hasattr(value, "detach") and hasattr(value, "numpy")):
         return _described_array(value, inner)
     if isinstance(value, Mapping):
         return ["mapping", *sorted(([inner(key), inner(item)] for key, item in value.items()), key=json.dumps)]
@@ -144,7 +157,10 @@ def _described(value: Any, above: tuple[int, ...] = ()) -> Any:
 
 def _described_array(value: Any, inner: Callable[[Any], Any]) -> Any:
     """Describe a NumPy array or a tensor on any device."""
-    array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    try:
+        array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    except (TypeError, RuntimeError) as error:  # sparse, quantized, without values, of a type that NumPy lacks
+        raise InputError(f"a tensor of {value.dtype} has no fingerprint: {str(error).rstrip('.')}.") from error
     content = inner(array.tolist()) if array.dtype.hasobject else hashlib.sha256(array.tobytes()).hexdigest()
     return [str(array.dtype), array.shape, content]
 
@@ -164,7 +180,7 @@ def _described_code(value: Any, inner: Callable[[Any], Any]) -> Any:
     if isinstance(value, BuiltinFunctionType | np.ufunc):
         owner = getattr(value, "__self__", None)
         return ["builtin", value.__name__, owner.__name__ if isinstance(owner, ModuleType) else inner(owner)]
-    if not hasattr(value, "__dict__") or isinstance(value, ModuleType):
+    if not hasattr(value, "__dict__") or isinstance(value, ModuleType | IOBase):
         raise InputError(f"a {type(value).__qualname__} has no fingerprint: its state cannot be read.")
     state = {key: item for key, item in vars(value).items() if not isinstance(item, threading.local)}
     return [inner(type(value)), inner(state)]

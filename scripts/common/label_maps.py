@@ -12,6 +12,8 @@ from scripts.common.errors import InputError
 if TYPE_CHECKING:
     import torch
 
+MAX_CLASS_ID = 65535
+
 
 def as_label_array(volume: np.ndarray | torch.Tensor, *, name: str) -> np.ndarray:
     """Return a label map as an array of integers, without a copy if it has an integer dtype.
@@ -26,7 +28,8 @@ def as_label_array(volume: np.ndarray | torch.Tensor, *, name: str) -> np.ndarra
     array = volume.detach().cpu().numpy() if hasattr(volume, "detach") else np.asarray(volume)
     if np.issubdtype(array.dtype, np.integer):
         return array
-    whole = array.astype(np.int32)
+    with np.errstate(invalid="ignore"):  # of NaN, which is refused below
+        whole = array.astype(np.int32)
     if array.dtype != bool and not np.array_equal(whole, array):
         value = float(array[whole != array][0])
         raise InputError(f"{name} holds {value:g}, not a class id: resample label maps with nearest neighbour.")
@@ -43,10 +46,12 @@ def count_voxels(label_map: np.ndarray) -> np.ndarray:
         (X, Y, Z) becomes (highest id + 1,).
 
     Raises:
-        InputError: a class id is negative.
+        InputError: a class id is negative, or above `MAX_CLASS_ID`, for which the counts would take gigabytes.
     """
     if label_map.min(initial=0) < 0:
         raise InputError(f"the label map holds {label_map.min()}: class ids start at 0, renumber it.")
+    if label_map.max(initial=0) > MAX_CLASS_ID:
+        raise InputError(f"the label map holds {label_map.max()}: class ids end at {MAX_CLASS_ID}, renumber it.")
     n = int(label_map.max(initial=0)) + 1
     counts = np.zeros(n, dtype=np.int64)
     for plane in label_map:  # bincount casts to int64: 8 bytes a voxel for a whole volume

@@ -104,12 +104,26 @@ def foreground_classes(channel_def: Mapping[str, str]) -> dict[int, str]:
     """Turn the metadata's `channel_def` into class ids and names without the background.
 
     Args:
-        channel_def: channel index, as a string, to class name; `"0"` is the background.
+        channel_def: channel index, as a string, to class name; `"0"` is the background. Without the background these
+            may be some of the classes.
 
     Returns:
         Class id to name, by ascending id.
+
+    Raises:
+        InputError: an index is not a whole number from 0, a name occurs twice, or beside the background an index is
+            missing: labels and network outputs are counted by the number of names.
     """
-    return {int(k): name for k, name in sorted(channel_def.items(), key=lambda kv: int(kv[0])) if int(k) > 0}
+    names: dict[int, str] = {}
+    for key, name in channel_def.items():
+        if not re.fullmatch(r"[0-9]+", str(key)) or not isinstance(name, str) or not name.strip():
+            raise InputError(f"channel_def names the index {key!r} {name!r}: give whole numbers from 0 and text.")
+        if int(key) in names or name in names.values():
+            raise InputError(f"channel_def has index {key} or name {name!r} twice: give each class one of its own.")
+        names[int(key)] = name
+    if 0 in names and (missing := sorted(set(range(len(names))) - names.keys())):
+        raise InputError(f"channel_def has {len(names)} classes, but not the index {missing[0]}: leave no index out.")
+    return {class_id: names[class_id] for class_id in sorted(names) if class_id > 0}
 
 
 def left_right_pairs(channel_def: Mapping[str, str] | Mapping[int, str]) -> list[tuple[int, int]]:
@@ -123,12 +137,12 @@ def left_right_pairs(channel_def: Mapping[str, str] | Mapping[int, str]) -> list
         Pairs of class ids (right, left); the organs in `UNPAIRED` have none.
 
     Raises:
-        InputError: a `right ...` class has no `left ...` class, or the other way round.
+        InputError: a `right ...` class has no `left ...` class, or the other way round; see also `foreground_classes`.
 
     >>> left_right_pairs({"1": "liver", "2": "right kidney", "3": "left kidney"})
     [(2, 3)]
     """
-    by_name = {name.lower(): int(k) for k, name in channel_def.items() if name not in UNPAIRED}
+    by_name = {name.lower(): k for k, name in foreground_classes(channel_def).items() if name not in UNPAIRED}
     pairs, sided = [], set()
     for name, index in by_name.items():
         words = re.split(r"([ _])", name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
@@ -21,6 +22,7 @@ from scripts.common.errors import InputError
 from scripts.common.files import atomic_path, require_writable
 from scripts.common.fingerprint import file_state, fingerprint
 from scripts.common.ranks import is_rank0
+from scripts.inference.evaluator import CaseDataset
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ def make_dataset(
     cache_dir: str | Path = "cache",
     cache_rate: float = 1.0,
     num_workers: int = 0,
+    report_failures: bool = False,
 ) -> Dataset:
     """Make a dataset that caches the result of the transforms before the first random one.
 
@@ -51,9 +54,12 @@ def make_dataset(
         cache_dir: folder of the files of `persistent`; runs, processes and data sets may share it.
         cache_rate: fraction of the cases that `cache` keeps; the others are prepared every time.
         num_workers: threads that fill the memory of `cache`.
+        report_failures: give the reason in place of a case that cannot be prepared, for
+            `scripts.inference.evaluator.CaseEvaluator`. It takes each case once, so that `cache` then is `plain`.
 
     Raises:
-        InputError: `kind` is unknown, `cache_rate` is outside 0..1, or see `PersistentCaseDataset`.
+        InputError: `kind` is unknown, `cache_rate` is outside 0..1, `num_workers` is negative, or see
+            `PersistentCaseDataset`.
 
     >>> from monai.transforms import Lambdad
     >>> double = Compose([Lambdad("image", lambda image: 2 * image)])
@@ -63,12 +69,17 @@ def make_dataset(
     """
     if kind not in KINDS:
         raise InputError(f"dataset is {kind!r}: give cache (memory), persistent (files in cache_dir) or plain.")
+    if not isinstance(cache_rate, int | float) or not 0 <= cache_rate <= 1:
+        raise InputError(f"cache_rate is {cache_rate!r}: give the fraction of cases to keep in memory, 0 to 1.")
+    if not isinstance(num_workers, int) or num_workers < 0:
+        raise InputError(f"num_workers is {num_workers!r}: give the number of workers, 0 or more.")
+    persistent = PersistentCaseDataset(data, transform, cache_dir=cache_dir) if kind == "persistent" else None
+    if report_failures:
+        return CaseDataset(data, persistent.load if persistent else transform)
+    if persistent:
+        return persistent
     if kind == "plain":
         return Dataset(data, transform)
-    if kind == "persistent":
-        return PersistentCaseDataset(data, transform, cache_dir=cache_dir)
-    if not 0 <= cache_rate <= 1:
-        raise InputError(f"cache_rate is {cache_rate}: give the fraction of cases to keep in memory, 0 to 1.")
     return CacheDataset(data, transform, cache_rate=cache_rate, num_workers=num_workers)
 
 
@@ -78,7 +89,8 @@ class PersistentCaseDataset(Dataset):
     Files are named `cache_dir/<transforms>/<case>.pt`: `transforms` is the fingerprint of the deterministic transforms,
     `case` that of the datalist's item, with size and modification time of all files in it. Outdated files stay until
     they are deleted. Files are written atomically, so that processes may share the folder and may be killed; a
-    corrupted file is written again. Files are read with `weights_only=True`.
+    corrupted file is written again. Files are read with `weights_only=True`. Temporary files of killed runs are removed
+    when they are an hour old: by then no process is writing them any more.
 
     `monai.data.PersistentDataset` 1.6.1 names files by the item alone, so that a changed image is not noticed; moves
     them from the system's temporary folder, which is not atomic between disks; deletes the folder in `set_data`; and
@@ -109,8 +121,8 @@ class PersistentCaseDataset(Dataset):
             name = fingerprint(steps)
         except InputError as error:
             raise InputError(f"a transform cannot be checked for changes ({error}): set dataset to cache.") from error
-        self.cache_dir = require_writable(Path(cache_dir) / name)
-        _remove_old_leftovers(self.cache_dir)
+        self.cache_dir = require_writable(Path(cache_dir) / name, setting="cache_dir")
+        _remove_old_leftovers(Path(cache_dir))
         if is_rank0():
             ready = sum(self.file_of(item).is_file() for item in data)
             logger.info("%s: %d of %d cases are prepared already", self.cache_dir, ready, len(data))
@@ -124,12 +136,16 @@ class PersistentCaseDataset(Dataset):
         """Return a case after the random transforms, or the subset of several indices."""
         if isinstance(index, slice | Sequence):
             return super().__getitem__(index)
-        return self.transform(self.prepared(self.data[index]), start=self.first_random)
+        return self.load(self.data[index])
+
+    def load(self, item: Mapping[str, Any]) -> Any:
+        """Return a case after the random transforms."""
+        return self.transform(self.prepared(item), start=self.first_random)
 
     def prepared(self, item: Mapping[str, Any]) -> dict[str, Any]:
         """Read a prepared case from its file, or prepare and write it."""
         path = self.file_of(item)
-        content = _read(path)
+        content = _read(path, item)
         if content is None:
             done = self.transform(deepcopy(item), end=self.first_random, threading=True)
             reset_ops_id(done)
@@ -145,13 +161,19 @@ def deterministic(transform: Compose) -> list[Callable]:
     return list(steps[: [*random, True].index(True)])
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """Read a prepared case; None if it is missing or corrupted."""
+def _read(path: Path, item: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Read a prepared case of an item; None if it is missing, corrupted or something else."""
     if not path.is_file():
         return None
     try:
+        with zipfile.ZipFile(path) as archive:
+            if part := archive.testzip():  # torch does not compare the checksums that it writes
+                raise ValueError(f"{part} has another checksum")
         with torch.serialization.safe_globals(_SAFE_GLOBALS):
-            return torch.load(path, weights_only=True)
+            content = torch.load(path, weights_only=True)
+        if not isinstance(content, dict) or not content.keys() & item.keys():
+            raise ValueError("not a prepared case")
+        return content
     except Exception as error:  # a corrupted file can raise anything, and preparing the case again is always right
         why = next(iter(str(error).splitlines()), type(error).__name__)
         logger.warning("%s: cannot be read (%s); the case is prepared again", path, why)
@@ -162,16 +184,14 @@ def _write(content: Mapping[str, Any], path: Path) -> None:
     """Write a prepared case atomically.
 
     Raises:
-        InputError: the disk is full, or the case holds objects that `weights_only=True` refuses.
+        InputError: see `atomic_path`; or the case holds objects that `weights_only=True` refuses.
     """
-    try:
-        with atomic_path(path) as temporary, torch.serialization.safe_globals(_SAFE_GLOBALS):
-            torch.save(dict(content), temporary)
-            unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(temporary)
-            if unsafe:
-                raise InputError(f"prepared cases hold {', '.join(unsafe)}, not only data: set dataset to cache.")
-    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
-        raise InputError(f"{path}: cannot be written ({error}): free space or set another cache_dir.") from error
+    with atomic_path(path) as temporary, torch.serialization.safe_globals(_SAFE_GLOBALS):
+        with temporary.open("wb") as file:  # torch writes a path into the file, so that those of equal cases differ
+            torch.save(dict(content), file)
+        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(temporary)
+        if unsafe:
+            raise InputError(f"prepared cases hold {', '.join(unsafe)}, not only data: set dataset to cache.")
 
 
 def _without_base(value: Any) -> Any:
@@ -181,8 +201,8 @@ def _without_base(value: Any) -> Any:
 
 
 def _remove_old_leftovers(folder: Path) -> None:
-    """Remove the temporary files of killed runs; another process may still be writing the recent ones."""
-    for path in folder.glob(".tmp-*"):
+    """Remove the temporary files of killed runs, whatever their transforms; recent ones may still be written."""
+    for path in folder.glob(f"{'[0-9a-f]' * 32}/.tmp-*.pt"):
         with suppress(FileNotFoundError):  # renamed or removed by another process
             if time.time() - path.stat().st_mtime > LEFTOVER_AGE_S:
                 path.unlink()

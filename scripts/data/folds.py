@@ -54,12 +54,13 @@ def hold_out_fold(sections: Mapping[str, Items], fold: int | None, source: objec
     if fold is None or not training or (validation and set(numbers) <= {None}):
         return
     fix = 'give each training case a "fold" and leave out the validation list'
-    problems = [f"training[{i}]: fold is {n!r}" for i, n in enumerate(numbers) if type(n) is not int]
+    problems = [f"training[{i}]: fold is {n!r:.200}" for i, n in enumerate(numbers) if type(n) is not int]
     if validation:
         problems.append(f"validation: {len(validation)} cases beside the folds")
     raise_all(problems or _split_patients(training, numbers), source, fix)
-    if fold not in numbers:
-        raise InputError(f"{source}: fold is {fold!r}: give one of {', '.join(map(str, sorted(set(numbers))))}.")
+    if type(fold) is not int or fold not in numbers:
+        listed = ", ".join(map(str, sorted(set(numbers))))
+        raise InputError(f"{source}: fold is {fold!r}: give one of {listed:.200}.")
     validation += [item for item, number in zip(training, numbers, strict=True) if number == fold]
     training[:] = [item for item, number in zip(training, numbers, strict=True) if number != fold]
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from scripts.common.errors import InputError
-from scripts.common.names import is_dicom, is_nifti, unique_names
+from scripts.common.names import is_dicom, is_nifti, printable, unique_names
+from scripts.data.case_checks import image_files
 from scripts.data.datalist import load_datalist
 
 Case = dict[str, Any]
+MAX_DATALIST_BYTES = 1 << 28
+"""About a million cases."""
+_LISTED_NAMES = 5
+logger = logging.getLogger(__name__)
 
 
 def list_cases(
     source: str | Path,
     *,
+    output_dir: str | Path | None = None,
     split: str = "test",
     images_per_case: int = 1,
     find: Callable[[Path], list[Case]] | None = None,
@@ -25,16 +33,18 @@ def list_cases(
     Args:
         source: a NIfTI file, a folder of NIfTI files, a folder that is a DICOM series or holds such folders, or a
             Decathlon-style datalist (`.json`) with paths relative to its own folder.
+        output_dir: folder of the results. It must not hold the inputs, except for a single image without a label.
         split: section of the datalist.
         images_per_case: number of files of one image in the datalist.
         find: replaces `find_volumes` for images in several files.
 
     Returns:
         One `{"image": path or paths, "case": unique name}` per case, sorted by name, with `"label"` if there is one.
-        Incomplete cases are listed too, and fail when they are loaded.
+        Cases that are incomplete or cannot be read are listed too, and fail when they are loaded.
 
     Raises:
-        InputError: `source` does not exist or holds no case.
+        InputError: `source` is not a path, does not exist, cannot be read or holds no case, or `output_dir` holds
+            inputs.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -42,15 +52,25 @@ def list_cases(
     >>> [case["case"] for case in list_cases(folder)]
     ['patient1']
     """
+    if not isinstance(source, str | os.PathLike) or not str(source) or "\0" in str(source):
+        raise InputError(f"input is {source!r}: give the path of a NIfTI file, a folder or a datalist.")
     path = Path(source)
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder; give a NIfTI file, a folder or a datalist.")
-    if path.suffix == ".json":
-        options = {"images_per_case": images_per_case, "check": False, "required": (split,), "allow_overlap": True}
-        return load_datalist(path.parent, datalist_file=path.name, **options)[split]
-    found = (find or find_volumes)(path)
-    names = unique_names([case["case"] for case in found])
-    return [{**case, "case": name} for case, name in zip(found, names, strict=True)]
+    try:
+        size = path.stat().st_size
+        if path.suffix == ".json":
+            cases = _from_datalist(path, size, split, images_per_case)
+        else:
+            found = (find or find_volumes)(path)
+            names = unique_names([case["case"] for case in found])
+            cases = [{**case, "case": name} for case, name in zip(found, names, strict=True)]
+    except FileNotFoundError as error:
+        choices = "give a NIfTI file, a folder or a datalist"
+        raise InputError(f"{printable(path)}: no such file or folder; {choices}.") from error
+    except OSError as error:
+        raise InputError(f"{printable(path)}: cannot be read ({error.strerror}); correct the path.") from error
+    if output_dir is not None:
+        _refuse_inputs_in(output_dir, path, cases)
+    return cases
 
 
 def find_volumes(path: Path) -> list[Case]:
@@ -71,16 +91,58 @@ def find_volumes(path: Path) -> list[Case]:
     elif not is_nifti(path):
         found = [path.parent] if is_dicom(path) else []
     if not found:
-        raise InputError(f"{path}: holds neither NIfTI (.nii, .nii.gz) nor DICOM; give another path.")
+        raise InputError(f"{printable(path)}: holds neither NIfTI (.nii, .nii.gz) nor DICOM; give another path.")
     return [{"image": str(volume), "case": str(volume)} for volume in found]
 
 
 def _folder_volumes(folder: Path) -> list[Path]:
-    """Find the NIfTI files of a folder, the folder itself if it is a DICOM series, and the series in its subfolders."""
-    files = sorted(entry for entry in folder.iterdir() if entry.is_file())
-    volumes = [file for file in files if is_nifti(file)]
-    if not volumes and any(is_dicom(file) for file in files):
-        return [folder]
-    subfolders = sorted(entry for entry in folder.iterdir() if entry.is_dir())
-    series = [sub for sub in subfolders if any(is_dicom(file) for file in sub.iterdir() if file.is_file())]
+    """Find the entries of a folder that are NIfTI by their name, or else the folder itself, and its series.
+
+    Folders, broken links and the like with such a name are taken too: they fail by name instead of being overlooked.
+    """
+    entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
+    volumes = [entry for entry in entries if is_nifti(entry)]
+    others = [entry for entry in entries if not is_nifti(entry)]
+    series = [entry for entry in others if entry.is_dir() and _may_be_series(entry)]
+    if not volumes and _may_be_series(folder):
+        return [folder, *series]
+    if overlooked := sorted({entry.name for entry in others} - {entry.name for entry in series}):
+        listed = printable(", ".join([*overlooked[:_LISTED_NAMES], "..."][: len(overlooked)]))
+        count, where = len(overlooked), printable(folder)
+        logger.warning("%s: left out %d that are neither volume nor series: %s", where, count, listed)
     return volumes + series
+
+
+def _may_be_series(folder: Path) -> bool:
+    """Return whether a folder holds DICOM files, or cannot be read; the reader of the series reports the latter."""
+    try:
+        return any(is_dicom(entry) for entry in folder.iterdir())
+    except OSError:
+        return True
+
+
+def _from_datalist(path: Path, size: int, split: str, images_per_case: int) -> list[Case]:
+    """Return a section of a datalist."""
+    if not path.is_file():
+        raise InputError(f"{printable(path)}: is a folder, a pipe or a device, not a datalist; give another path.")
+    if size > MAX_DATALIST_BYTES:
+        raise InputError(f"{printable(path)}: has {size / 1e6:.0f} MB, too many for a datalist; give another file.")
+    options = {"images_per_case": images_per_case, "check": False, "required": (split,), "allow_overlap": True}
+    return load_datalist(path.parent, datalist_file=path.name, **options)[split]
+
+
+def _refuse_inputs_in(output_dir: str | Path, source: Path, cases: Sequence[Case]) -> None:
+    """Refuse a folder of results that holds inputs: results would overwrite them, or be the inputs of the next run."""
+    inputs = [case["label"] for case in cases if "label" in case]
+    if source.is_dir() or source.suffix == ".json":
+        inputs += [file for case in cases for file in image_files(case)]
+    folders = {os.path.dirname(file): file for file in inputs}  # noqa: PTH120 (fast for a million cases)
+    if source.is_dir():
+        folders[str(source)] = str(source)
+    results = os.path.realpath(output_dir)
+    for folder, file in folders.items():
+        if os.path.realpath(folder) == results:
+            raise InputError(
+                f"output_dir is {printable(output_dir)}, where inputs lie ({printable(file)}): results would overwrite "
+                "them or be segmented by the next run; set output_dir to another folder."
+            )

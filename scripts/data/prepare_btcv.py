@@ -6,24 +6,30 @@
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import logging
+import math
+import os
 import re
 import shutil
 import stat
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+import nibabel as nib
+from nibabel.spatialimages import HeaderDataError
 from tqdm import tqdm
 
-from scripts.common.errors import InputError
+from scripts.common.errors import InputError, raise_all, reason
 from scripts.common.files import atomic_path, remove_leftovers, write_text
+from scripts.common.locks import FolderLock
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +37,9 @@ TRAINING_IDS = (*range(1, 11), *range(21, 41))
 VALIDATION_IDS = range(35, 41)
 TEST_IDS = range(61, 81)
 MAX_FILE_BYTES = 1 << 30  # ten times the largest BTCV scan, 512 x 512 x 198 voxels of two bytes
+_PADDING_BYTES = 1 << 20  # after the last voxel
 _CHUNK_BYTES = 1 << 20
+_DAMAGED = (gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, EOFError, HeaderDataError, NotImplementedError)
 _ENCRYPTED = 0x1 | 0x40  # flag bits of traditional and strong encryption
 _EXPECTED = re.compile(r"(?:.*/)?(Training/img/img|Training/label/label|Testing/img/img)(\d{4})\.nii\.gz", re.ASCII)
 _FOLDERS = {
@@ -55,7 +63,7 @@ def prepare_btcv(source: Path, out_dir: Path) -> Path:
     """Copy a BTCV download to `imagesTr`, `labelsTr` and `imagesTs`, and write `dataset_0.json`.
 
     The datalist is written last, so that `out_dir` is complete if it exists. A run that was stopped can be repeated:
-    files of equal size and CRC-32 are kept. Nothing is written before the whole source has been checked.
+    files of equal size and CRC-32 are kept. Nothing is written before the whole source has been read and checked.
 
     Args:
         source: RawData.zip of Synapse, or its unzipped folder, with all or some of the training cases.
@@ -65,42 +73,49 @@ def prepare_btcv(source: Path, out_dir: Path) -> Path:
         The path of `dataset_0.json`.
 
     Raises:
-        InputError: the source is unsafe, encrypted, corrupted or incomplete, does not fit on the disk, or `out_dir`
-            holds another datalist.
+        InputError: the source is unsafe, encrypted, corrupted or incomplete, holds `out_dir`, holds files that are no
+            whole NIfTI volumes or does not fit on the disk; or `out_dir` holds another datalist, or is in use.
         OSError: a file cannot be written.
 
     Source:
         Synapse syn3193805. The split is that of `dataset_0.json` in MONAI's UNETR and Swin UNETR BTCV tutorials:
         0035 to 0040 for validation, the other 24 for training.
     """
-    if out_dir.exists() and not out_dir.is_dir():
-        raise InputError(f"{out_dir}: not a folder; choose another OUT")
     if not source.exists():
         raise InputError(f"{source}: no such file; give RawData.zip or its unzipped folder")
     if source.is_dir():
+        if out_dir.resolve().is_relative_to(source.resolve()):
+            raise InputError(f"{out_dir}: lies in {source}, which is not changed; choose another OUT")
         return _prepare(_folder_members(source), source, out_dir)
+    if not source.is_file():
+        raise InputError(f"{source}: neither a file nor a folder; give RawData.zip or its unzipped folder")
     try:
         with zipfile.ZipFile(source) as archive:
             return _prepare(_zip_members(archive, source), source, out_dir)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeDecodeError) as error:
+    except (*_DAMAGED, UnicodeDecodeError, OSError) as error:
+        if getattr(error, "filename", None):  # cannot be opened; without a name: seeking to where an entry cannot be
+            raise
         raise InputError(f"{source}: not a zip file, or corrupted ({error}); download it again") from error
 
 
 def _prepare(members: dict[str, _Member], source: Path, out_dir: Path) -> Path:
-    datalist = _datalist(members, source)
-    for folder in (out_dir, *(out_dir / name for name in ("imagesTr", "labelsTr", "imagesTs"))):
-        remove_leftovers(folder)
-    todo = {target: member for target, member in members.items() if not _is_complete(out_dir / target, member)}
-    _refuse_too_large(todo.values(), source, out_dir)
-    text = json.dumps(datalist, indent=2) + "\n"
+    text = json.dumps(_datalist(members, source), indent=2) + "\n"
     path = out_dir / "dataset_0.json"
+    folders = [out_dir / name for name in ("imagesTr", "labelsTr", "imagesTs")]
+    _refuse_occupied([out_dir, *folders], [path, *(out_dir / target for target in members)], out_dir)
     if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
         raise InputError(f"{path}: lists other cases than {source} gives; remove it, or choose another OUT")
-    if todo:
-        path.unlink(missing_ok=True)  # the datalist exists only if all its files are complete
-    _copy(todo, out_dir)
-    if not path.exists():
-        write_text(path, text)
+    todo = {target: member for target, member in members.items() if not _is_complete(out_dir / target, member)}
+    _refuse_too_large(todo.values(), source, out_dir)
+    _refuse_damaged(todo.values(), source)
+    with FolderLock(out_dir, setting="OUT"):
+        for folder in folders:
+            remove_leftovers(folder)
+        if todo:
+            path.unlink(missing_ok=True)  # the datalist exists only if all its files are complete
+        _copy(todo, out_dir)
+        if not path.exists():
+            write_text(path, text)
     logger.info("prepared %s: %d files copied, %d kept", path, len(todo), len(members) - len(todo))
     return path
 
@@ -202,6 +217,48 @@ def _refuse_too_large(members: Iterable[_Member], source: Path, out_dir: Path) -
     needed, free = sum(sizes.values()), shutil.disk_usage(existing).free
     if needed > free:
         raise InputError(f"{out_dir}: {needed} bytes needed, {free} free; free space or choose another OUT")
+
+
+def _refuse_occupied(folders: Iterable[Path], files: Iterable[Path], out_dir: Path) -> None:
+    problems = [f"{path}: not a folder" for path in folders if os.path.lexists(path) and not path.is_dir()]
+    problems += [f"{path}: not a file" for path in files if os.path.lexists(path) and not path.is_file()]
+    raise_all(problems, out_dir, "remove what is in the way, or choose another OUT")
+
+
+def _refuse_damaged(members: Collection[_Member], source: Path) -> None:
+    problems = []
+    with tqdm(
+        total=sum(m.size_bytes for m in members), unit="B", unit_scale=True, desc="checking", disable=None
+    ) as bar:
+        for member in members:
+            try:
+                with member.open() as file, gzip.GzipFile(fileobj=file) as unpacked:
+                    problem = _volume_problem(unpacked)
+                    if not problem and file.tell() != member.size_bytes:
+                        problem = f"ends after {file.tell()} of {member.size_bytes} bytes"
+            except (*_DAMAGED, ValueError, OverflowError, LookupError) as error:  # the last three of nibabel
+                problem = reason(error)
+            if problem:
+                problems.append(f"{member.name}: not a whole NIfTI volume ({problem})")
+            bar.update(member.size_bytes)
+    raise_all(problems, source, "download or copy these files again")
+
+
+def _volume_problem(file: gzip.GzipFile) -> str:
+    """Read a file to its end and describe why it is not the volume that its header announces; "" if it is."""
+    start = file.read(nib.Nifti2Header.sizeof_hdr)
+    kind = next((kind for kind in (nib.Nifti1Header, nib.Nifti2Header) if kind.may_contain_header(start)), None)
+    if kind is None:
+        return "no NIfTI header"
+    header = kind(start[: kind.sizeof_hdr], check=False)
+    shape = header.get_data_shape()
+    size = header.get_data_offset() + math.prod(shape) * header.get_data_dtype().itemsize
+    if min(shape, default=0) < 1 or size > MAX_FILE_BYTES:
+        return f"its header announces {' x '.join(map(str, shape))} voxels, a scan has at most {MAX_FILE_BYTES} bytes"
+    read = len(start)
+    while read <= size + _PADDING_BYTES and (chunk := file.read(_CHUNK_BYTES)):
+        read += len(chunk)
+    return "" if size <= read <= size + _PADDING_BYTES else f"its header announces {size} bytes, it holds {read}"
 
 
 def _copy(members: dict[str, _Member], out_dir: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,78 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform, RandomizableTransform
 from monai.transforms import Spacingd as MonaiSpacingd
 
+from scripts.common.errors import InputError
+from scripts.common.grids import Grid
 from scripts.common.label_maps import renumber
+from scripts.data.case_checks import LabelSet, label_problems
+from scripts.io.nifti import StoredVolume
+
+
+class CheckLabeld(MapTransform):
+    """Refuse a label that is not one of its image or holds other values than the classes; warn if it is all background.
+
+    Apply it right behind the transform that reads both. `scripts.data.case_checks.check_cases` refuses the same labels,
+    with the same words, before a training starts. An item may give `ignored_label`, a value that its label may hold
+    too, for voxels that the loss ignores.
+
+    Args:
+        keys: keys of the labels.
+        image_key: key of the image whose grid the labels must lie on.
+        num_classes: number of label values including the background; the set is 0..`num_classes` - 1.
+        label_sets: the sets of values that a label may hold, instead of `num_classes`.
+        allow_missing_keys: skip keys that the case lacks.
+
+    Shape:
+        (1, X, Y, Z), unchanged.
+
+    Raises:
+        InputError: names the file, what is wrong and the fix.
+
+    >>> from monai.data import MetaTensor
+    >>> volume = MetaTensor(torch.tensor([[[[0.0, 1.0, 2.0]]]]), affine=torch.eye(4), meta={"filename_or_obj": "a.nii"})
+    >>> CheckLabeld("label", num_classes=2)({"image": volume, "label": volume})
+    Traceback (most recent call last):
+    scripts.common.errors.InputError: a.nii: label values 2 are outside 0..1; correct the label or leave out the case
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        *,
+        image_key: str = "image",
+        num_classes: int | None = None,
+        label_sets: Sequence[LabelSet] | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.image_key = image_key
+        self.label_sets = label_sets or [range(num_classes or 0)]
+        if min(map(len, self.label_sets)) < 2:
+            raise InputError("give num_classes, 2 or more, or label_sets: the values that labels may hold.")
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Check the labels of a case."""
+        image = data[self.image_key]
+        grid = Grid(tuple(image.shape[1:]), image.affine.numpy())
+        for key in self.key_iterator(data):
+            label = data[key]
+            path = str(label.meta.get("filename_or_obj", key))
+            stored = StoredVolume(label[0].numpy(), label.affine.numpy())
+            problems = label_problems(stored, grid, self.label_sets, ignored=data.get("ignored_label"), path=path)
+            if problems:
+                raise InputError(f"{path}: {'; '.join(problems)}; correct the label or leave out the case")
+        return dict(data)
+
+
+def with_label_check(transforms: Sequence[Callable], **options: Any) -> list[Callable]:
+    """Insert a check of the labels behind the first transform, which reads image and label.
+
+    Args:
+        transforms: the deterministic transforms, which training shares with inference, where there is no label.
+        options: of `CheckLabeld`, of the key "label".
+    """
+    read, *others = transforms
+    return [read, CheckLabeld("label", **options), *others]
 
 
 class Spacingd(MonaiSpacingd):

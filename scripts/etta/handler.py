@@ -10,38 +10,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from ignite.engine import Engine, Events
+from monai.engines.utils import IterationEvents
 
-from scripts.common.files import write_table
-from scripts.common.ranks import is_rank0
-from scripts.etta.core import Outcome, affine_parameters
+from scripts.etta.core import affine_parameters
 from scripts.etta.inferer import ETTAInferer
 from scripts.etta.settings import ETTASettings
-from scripts.inference.case_handler import (
-    CaseHandler,
-    CaseRecords,
-    case_name,
-    decollated,
-    gather_cases,
-    record_case,
-    source_path,
-)
+from scripts.inference.case_handler import case_name, decollated, source_path
+from scripts.inference.table_handler import TableHandler
 
-COLUMNS = ["case", "accepted", "reason", "entropy_before", "entropy_after", "foreground_entropy_before"]
+COLUMNS = ["accepted", "reason", "entropy_before", "entropy_after", "foreground_entropy_before"]
 COLUMNS += ["foreground_entropy_after", "seconds", "peak_memory_mb", "windows"]
 MEANS = ("accepted", "entropy_before", "entropy_after", "seconds")
 logger = logging.getLogger(__name__)
 
 
-class ETTAHandler(CaseHandler):
+class ETTAHandler(TableHandler):
     """Adapt the network of an evaluator to each case, and write the outcomes to a table.
 
     During an iteration, an `ETTAInferer` around the evaluator's inferer takes its place. After each case,
     `engine.state.metrics` holds its `etta_accepted` (1 or 0), `etta_entropy_before`, `etta_entropy_after` and
-    `etta_seconds`; after the epoch their means over the cases of all ranks. Rank 0 rewrites `etta.csv` after each of
-    its cases and adds those of the other ranks at the end. A failed case has no row.
+    `etta_seconds`; after the epoch their means over the cases of all ranks. A failed case has no row.
 
     Args:
         settings: see `ETTASettings`; None for its defaults. They do not apply to an evaluator whose own inferer is an
@@ -49,14 +39,14 @@ class ETTAHandler(CaseHandler):
         output_dir: folder of `etta.csv`; None for no table.
 
     Raises:
-        InputError: when the run starts, if the network has nothing to adapt.
+        InputError: when the run starts, if the network has nothing to adapt, or see `TableHandler`.
     """
 
+    event = IterationEvents.MODEL_COMPLETED  # what fails here fails the case
+
     def __init__(self, settings: ETTASettings | None = None, *, output_dir: str | Path | None = None) -> None:
-        super().__init__()
+        super().__init__(None if output_dir is None else Path(output_dir) / "etta.csv", COLUMNS, decimals=6)
         self.settings = settings or ETTASettings()
-        self.path = None if output_dir is None else Path(output_dir) / "etta.csv"
-        self._outcomes: list[Outcome] = []
 
     def attach(self, engine: Engine) -> None:
         """Attach to a MONAI evaluator with `decollate=True`."""
@@ -76,21 +66,18 @@ class ETTAHandler(CaseHandler):
         if is_cuda(engine.state.device):
             torch.cuda.reset_peak_memory_stats(engine.state.device)
         own = engine.inferer
-        adapting = own if isinstance(own, ETTAInferer) else ETTAInferer(own, self.settings)
-        engine.inferer = adapting
+        engine.inferer = own if isinstance(own, ETTAInferer) else ETTAInferer(own, self.settings)
         try:
             return iteration(engine, batch)
         finally:
             engine.inferer = own
-            self._outcomes = adapting.outcomes
 
     def __call__(self, engine: Engine) -> None:
         """Record the cases of one iteration."""
-        # Not strict: of a failed case there may be an outcome, but no item.
-        for (item, _), outcome in zip(decollated(engine), self._outcomes, strict=False):
+        for (item, _), outcome in zip(decollated(engine), engine.inferer.outcomes, strict=True):
             case = case_name(item)
             row = {**asdict(outcome), "peak_memory_mb": peak_memory_mb(engine.state.device)}
-            record_case(self._cases, case, source=source_path(item), value=row)
+            self.add(case, row, source=source_path(item))
             logger.info(
                 "%s: %s (%s), entropy %.4f -> %.4f, %.1f s",
                 case,
@@ -101,24 +88,14 @@ class ETTAHandler(CaseHandler):
                 outcome.seconds,
             )
             engine.state.metrics.update({f"etta_{name}": float(row[name]) for name in MEANS})
-            if is_rank0():
-                self._write(self._cases)
 
     def _finish(self, engine: Engine) -> None:
         """Add the cases of the other ranks and set the means."""
-        cases = gather_cases(self._cases)
-        if is_rank0():
-            self._write(cases)
-        if cases:
-            table = pd.DataFrame([row for _, row in cases.values()])
-            engine.state.metrics.update({f"etta_{name}": float(table[name].mean()) for name in MEANS})
-
-    def _write(self, cases: CaseRecords) -> None:
-        """Write the whole table under a temporary name, then rename it."""
-        if self.path is None:
-            return
-        rows = [{"case": case, **row} for case, (_, row) in sorted(cases.items())]
-        write_table(pd.DataFrame(rows, columns=COLUMNS), self.path)
+        rows = [row for _, row in super()._finish(engine).values()]
+        if rows:
+            values = torch.tensor([[float(row[name]) for name in MEANS] for row in rows], dtype=torch.float64)
+            means = values.nanmean(dim=0).tolist()
+            engine.state.metrics.update({f"etta_{name}": mean for name, mean in zip(MEANS, means, strict=True)})
 
 
 def is_cuda(device: torch.device | None) -> bool:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from ignite.engine import Engine, Events
 
-from scripts.common.progress import progress_bar
+from scripts.common.progress import closed_bars, progress_bar
+from scripts.inference.run_guard import surround_run
 
 
 class CaseProgress:
     """Show the finished cases, their rate and the time left; the inferer shows each case's windows below.
 
-    Ignite's `ProgressBar` (0.5.5) appears only after the first case, which it leaves out of the rate, and counts
-    epochs one by one.
+    The bars are closed however the run ends. Ignite's `ProgressBar` (0.5.5) appears only after the first case, which it
+    leaves out of the rate, and counts epochs one by one.
 
     Args:
         desc: word in front of the bar.
@@ -24,14 +25,10 @@ class CaseProgress:
         self.bar = None
 
     def attach(self, engine: Engine) -> None:
-        """Attach to an engine, before handlers that re-raise an exception, such as MONAI's `StatsHandler`.
-
-        Ignite stops at the first handler of an exception that raises, so that the bar would stay open.
-        """
+        """Attach to an engine."""
         engine.add_event_handler(Events.STARTED, self.open)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.advance)
-        engine.add_event_handler(Events.COMPLETED | Events.TERMINATE, self.close)
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self.abort)
+        surround_run(engine, closed_bars)
 
     def open(self, engine: Engine) -> None:
         """Open the bar over all iterations of the run; a resumed one starts at its iteration."""
@@ -41,13 +38,3 @@ class CaseProgress:
     def advance(self, _: Engine) -> None:
         """Count one iteration."""
         self.bar.update()
-
-    def close(self, _: Engine) -> None:
-        """Close the bar."""
-        if self.bar is not None:
-            self.bar.close()
-
-    def abort(self, engine: Engine, error: BaseException) -> None:
-        """Close the bar and raise the error again: ignite (0.5.5) drops an exception whose handlers all return."""
-        self.close(engine)
-        raise error

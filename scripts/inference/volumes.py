@@ -6,26 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from ignite.engine import Engine
 from monai.engines.utils import IterationEvents
 
 from scripts.common.errors import InputError
-from scripts.common.files import write_table
 from scripts.common.label_maps import as_label_array, count_voxels
 from scripts.common.organs import foreground_classes
-from scripts.common.ranks import is_rank0
-from scripts.inference.case_handler import (
-    CaseHandler,
-    CaseRecords,
-    case_name,
-    decollated,
-    gather_cases,
-    label_array,
-    record_case,
-    source_path,
-)
+from scripts.inference.case_handler import case_name, decollated, label_array, source_path
+from scripts.inference.table_handler import TableHandler
 
 
 def organ_volumes(
@@ -65,11 +54,8 @@ def _volumes(
     return {organ: float(counts[class_id]) * voxel_mm3 / 1000.0 for class_id, organ in names.items()}
 
 
-class VolumesSaver(CaseHandler):
+class VolumesSaver(TableHandler):
     """Write `volumes.csv`: a row per case, a column per organ, in ml.
-
-    Rank 0 rewrites the file after each of its cases, so that a killed run keeps the finished ones, and adds the cases
-    of the other ranks at the end of the epoch. Rows of an earlier run are replaced.
 
     Args:
         output_dir: folder of the table.
@@ -78,39 +64,27 @@ class VolumesSaver(CaseHandler):
 
     Shape:
         The label map: (1, X, Y, Z), a MetaTensor; its affine may be oblique or sheared.
+
+    Raises:
+        InputError: when the run starts, if the table of earlier runs is damaged or has other organs.
     """
 
     event = IterationEvents.MODEL_COMPLETED  # what fails here fails the case
 
     def __init__(self, output_dir: str | Path, class_names: Mapping[int, str], *, pred_key: str = "pred") -> None:
-        super().__init__()
-        self.path = Path(output_dir) / "volumes.csv"
         self.class_names = foreground_classes(class_names)
+        super().__init__(Path(output_dir) / "volumes.csv", list(self.class_names.values()), decimals=3)
         self.pred_key = pred_key
 
     def __call__(self, engine: Engine) -> None:
         """Measure the cases of one iteration and rewrite the table.
 
         Raises:
-            InputError: the prediction is missing or not a label map.
+            InputError: the prediction is missing or not a label map, or the table cannot be written.
         """
         for batch_item, output_item in decollated(engine):
             case = case_name(batch_item)
             pred = label_array(output_item, self.pred_key, case=case)
             voxel_mm3 = float(abs(np.linalg.det(pred.affine[:3, :3])))
             volumes = _volumes(pred.array, voxel_mm3=voxel_mm3, class_names=self.class_names)
-            record_case(self._cases, case, source=source_path(batch_item), value=volumes)
-            if is_rank0():
-                self._write(self._cases)
-
-    def _finish(self, _: Engine) -> None:
-        """Add the cases of the other ranks."""
-        cases = gather_cases(self._cases)
-        if is_rank0():
-            self._write(cases)
-
-    def _write(self, cases: CaseRecords) -> None:
-        """Write the whole table under a temporary name, then rename it."""
-        rows = [{"case": case, **volumes} for case, (_, volumes) in sorted(cases.items())]
-        table = pd.DataFrame(rows, columns=["case", *self.class_names.values()])
-        write_table(table, self.path, decimals=3)
+            self.add(case, volumes, source=source_path(batch_item))

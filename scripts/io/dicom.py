@@ -2,86 +2,225 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import struct
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pydicom
-from monai.data import PydicomReader
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.filereader import read_file_meta_info
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from scripts.common.errors import InputError
+from scripts.common.grids import Grid
+from scripts.common.names import DICOM_INDEX, printable
+from scripts.io.memory import require_memory_for
 from scripts.io.nifti import StoredVolume, check_geometry
 
 MAX_GAP_MM = 0.1
-_READ_ERRORS = (OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError)
+TOLERANCE = 1e-4
+"""How far pixel spacings in mm and direction cosines of slices may differ; 0.05 mm over 512 pixels."""
+_LENGTHS = {"Rows": 1, "Columns": 1, "PixelSpacing": 2, "ImagePositionPatient": 3, "ImageOrientationPatient": 6}
+_OPTIONAL = ("NumberOfFrames", "PhotometricInterpretation", "Modality", "SliceThickness")
+_TAGS = [*_LENGTHS, *_OPTIONAL, "SeriesInstanceUID", "FrameOfReferenceUID", "RescaleSlope", "RescaleIntercept"]
+_CONVERT = "convert the series to NIfTI, for example with dcm2niix"
+_READ_ERRORS = (OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+_READ_ERRORS += (MemoryError, struct.error, BytesLengthException)
 
 
 def read_dicom_series(folder: Path) -> StoredVolume:
-    """Read the slices of one series as a volume.
+    """Read the slices of one series as a volume, in order of their positions.
+
+    `monai.data.PydicomReader` 1.6.1 takes the order and the ends of the volume from InstanceNumber, leaves slices
+    without one out, and takes the geometry of all slices from the first.
 
     Args:
         folder: folder with the slices of one series.
 
     Raises:
-        InputError: `check_dicom_series` or `check_geometry` refuses the series, or pydicom cannot decode it. The
-            message names the folder.
+        InputError: `check_dicom_series` or `check_geometry` refuses the series, it does not fit into memory, or pydicom
+            cannot decode it. The message names the folder, or the file if one is the cause.
     """
-    check_dicom_series(folder)
-    reader = PydicomReader()
-    try:
-        array, meta = reader.get_data(reader.read(str(folder)))
-    except _READ_ERRORS as error:
-        raise InputError(f"{folder}: cannot be read as a DICOM series ({error}); export it again.") from error
-    volume = StoredVolume(np.asarray(array), np.asarray(meta["affine"], dtype=np.float64))
-    check_geometry(volume.grid, folder)
-    return volume
+    slices = check_dicom_series(folder)
+    n, rows, columns = len(slices), int(slices[0].Rows), int(slices[0].Columns)
+    grid = Grid((columns, rows, n), _affine(slices))
+    check_geometry(grid, printable(folder))
+    require_memory_for(grid.shape, np.dtype(np.float32).itemsize, name=printable(folder))
+    volume = np.empty((n, rows, columns), dtype=np.float32)
+    for plane, header in zip(volume, slices, strict=True):
+        plane[...] = _read_pixels(header)
+    return StoredVolume(volume.transpose(2, 1, 0), grid.affine)
 
 
-def check_dicom_series(folder: Path) -> None:
+def check_dicom_series(folder: Path) -> list[pydicom.Dataset]:
     """Refuse a DICOM folder that is not one evenly spaced series.
 
     Args:
         folder: folder with the slices of one series.
 
+    Returns:
+        The headers of the slices in order of their positions.
+
     Raises:
-        InputError: the folder holds no series or several, or slices are missing, duplicated or unevenly spaced.
+        InputError: the folder holds no series or several, a slice is damaged or has another geometry than the others,
+            or slices are missing, duplicated, shifted or unevenly spaced.
     """
-    headers = [header for header in map(_read_header, sorted(folder.iterdir())) if header is not None]
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"{printable(folder)}: cannot be read ({error.strerror}); correct its permissions.") from error
+    headers = [header for header in map(_read_header, paths) if header is not None]
     if not headers:
-        raise InputError(f"{folder}: holds no DICOM files; give the folder of a series.")
-    series = Counter(str(header.get("SeriesInstanceUID", "")) for header in headers)
-    if len(series) > 1:
-        listed = ", ".join(f"{uid} ({n} files)" for uid, n in series.most_common())
-        raise InputError(f"{folder}: holds {len(series)} DICOM series: {listed}; put each into its own folder.")
-    for tag in ("ImagePositionPatient", "ImageOrientationPatient"):
-        if any(tag not in header for header in headers):
-            raise InputError(f"{folder}: slices without {tag}; give a CT or MR series.")
-    if len(headers) > 1:
-        _check_gaps(folder, headers)
+        raise InputError(f"{printable(folder)}: holds no DICOM files; give the folder of a series.")
+    for header in headers:
+        if problem := _slice_problem(header):
+            raise InputError(f"{_file(header)}: {problem}.")
+    _check_one_series(folder, headers)
+    _check_alike(headers)
+    return _check_gaps(folder, headers)
+
+
+def _file(header: pydicom.Dataset) -> str:
+    return printable(header.filename)
 
 
 def _read_header(path: Path) -> pydicom.Dataset | None:
-    """Read a DICOM header without the pixels; None if the file is not DICOM."""
-    tags = ["SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient"]
-    try:
-        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags) if path.is_file() else None
-    except InvalidDicomError:
+    """Read a DICOM header without the pixels; None for folders and files of other kinds."""
+    if path.name.startswith(".") or path.name == DICOM_INDEX or path.is_dir():
         return None
+    try:
+        if not path.is_file() or path.stat().st_size == 0:
+            raise ValueError("it is empty, a broken link or no file")
+        if read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+            raise ValueError("it is deflated as a whole")  # pydicom inflates it before the size is known
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
+        list(header)  # converts the elements: pydicom raises errors of invalid ones when they are used
+        return header
+    except InvalidDicomError as error:
+        if path.suffix.lower() not in (".dcm", ".ima"):
+            return None
+        raise InputError(f"{printable(path)}: is not a DICOM file; copy or export the series again.") from error
+    except _READ_ERRORS as error:
+        why = _one_line(error)
+        raise InputError(f"{printable(path)}: cannot be read ({why}); copy or export the series again.") from error
 
 
-def _check_gaps(folder: Path, headers: Sequence[pydicom.Dataset]) -> None:
-    """Refuse slices whose distances along their common normal differ."""
-    row, column = np.reshape(np.asarray(headers[0].ImageOrientationPatient, dtype=float), (2, 3))
-    normal = np.cross(row, column)
-    positions_mm = np.sort([np.asarray(h.ImagePositionPatient, dtype=float) @ normal for h in headers])
-    gaps_mm = np.diff(positions_mm)
-    typical_mm = float(np.median(gaps_mm))
-    odd = np.flatnonzero(np.abs(gaps_mm - typical_mm) > MAX_GAP_MM)
-    if odd.size or typical_mm <= MAX_GAP_MM:
-        place = odd[0] if odd.size else 0
+def _check_one_series(folder: Path, headers: Sequence[pydicom.Dataset]) -> None:
+    """Refuse slices of several series, or whose positions have different origins."""
+    series = defaultdict(list)
+    for header in headers:
+        series[str(header.get("SeriesInstanceUID", "")), str(header.get("FrameOfReferenceUID", ""))].append(header)
+    if len(series) > 1:
+        listed = [f"{len(found)} files such as {printable(Path(found[0].filename).name)}" for found in series.values()]
         raise InputError(
-            f"{folder}: slices are {gaps_mm[place]:.2f} mm apart at {positions_mm[place]:.1f} mm, elsewhere "
-            f"{typical_mm:.2f} mm: slices are missing or duplicated; export the series again."
+            f"{printable(folder)}: holds {len(series)} DICOM series by SeriesInstanceUID and FrameOfReferenceUID: "
+            f"{', '.join(listed)}; put each into its own folder."
         )
+
+
+def _slice_problem(header: pydicom.Dataset) -> str:
+    """Return why a slice cannot be part of a volume, and what to do; "" if it can."""
+    if int(header.get("NumberOfFrames") or 1) > 1:
+        return f"holds {header.NumberOfFrames} frames, need one slice per file; {_CONVERT}"
+    if (kind := header.get("PhotometricInterpretation", "")) != "MONOCHROME2":
+        return f"has the PhotometricInterpretation {kind or 'none'}, need MONOCHROME2; give a CT or MR series"
+    for tag, length in _LENGTHS.items():
+        if tag not in header:
+            return f"has no {tag}; give a CT or MR series"
+        if _numbers(header, tag).shape != (length,) or not np.isfinite(_numbers(header, tag)).all():
+            return f"its {tag} is {header.get(tag)}, need {length} numbers; export the series again"
+    axes = _numbers(header, "ImageOrientationPatient").reshape(2, 3)
+    if not np.allclose(axes @ axes.T, np.eye(2), atol=1e-3):
+        return f"its ImageOrientationPatient is {header.ImageOrientationPatient}, not two perpendicular unit vectors"
+    if header.get("Modality") == "CT" and "RescaleIntercept" not in header:
+        return "has no RescaleIntercept, so HU are unknown; export the series again"
+    scaling = [_numbers(header, tag) for tag in ("RescaleSlope", "RescaleIntercept") if tag in header]
+    if not all(values.shape == (1,) and np.isfinite(values).all() for values in scaling) or 0 in scaling[:1]:
+        return "its RescaleSlope or RescaleIntercept is invalid; export the series again"
+    return ""
+
+
+def _numbers(header: pydicom.Dataset, tag: str) -> np.ndarray:
+    """Return the values of an element as floats, NaN if they are no numbers."""
+    try:
+        return np.atleast_1d(np.asarray(header.get(tag), dtype=np.float64))
+    except (ValueError, TypeError):
+        return np.array([np.nan])
+
+
+def _check_alike(headers: Sequence[pydicom.Dataset]) -> None:
+    """Refuse a slice that differs from most others in what a volume has only one of.
+
+    RescaleSlope may differ, as in PET, but each slice or none must have one.
+    """
+    for tag in ("Rows", "Columns", "PixelSpacing", "ImageOrientationPatient"):
+        values = np.array([_numbers(header, tag) for header in headers])
+        usual = np.median(values, axis=0)
+        odd = np.flatnonzero((np.abs(values - usual) > TOLERANCE).any(axis=1))
+        if odd.size:
+            header = headers[odd[0]]
+            found, others = f"{tag} is {header.get(tag)}", ", ".join(f"{value:g}" for value in usual)
+            raise InputError(f"{_file(header)}: its {found}, that of the other slices {others}; remove or correct it.")
+    lacking = [header for header in headers if "RescaleSlope" not in header]
+    if 0 < len(lacking) < len(headers):
+        raise InputError(f"{_file(lacking[0])}: has no RescaleSlope, unlike other slices; export the series again.")
+
+
+def _check_gaps(folder: Path, headers: Sequence[pydicom.Dataset]) -> list[pydicom.Dataset]:
+    """Return the slices in order of their positions, and refuse those that do not lie evenly on a line."""
+    row, column = _numbers(headers[0], "ImageOrientationPatient").reshape(2, 3)
+    normal = np.cross(row, column)
+    ordered = sorted(headers, key=lambda header: float(_numbers(header, "ImagePositionPatient") @ normal))
+    steps_mm = np.diff([_numbers(header, "ImagePositionPatient") for header in ordered], axis=0)
+    if len(ordered) == 1:
+        if not (_numbers(ordered[0], "SliceThickness") > 0).all():
+            raise InputError(f"{_file(ordered[0])}: is a single slice without SliceThickness; give the whole series.")
+        return ordered
+    usual_mm = np.median(steps_mm, axis=0)
+    odd = np.flatnonzero(np.linalg.norm(steps_mm - usual_mm, axis=1) > MAX_GAP_MM)
+    if odd.size or usual_mm @ normal <= MAX_GAP_MM:
+        place = odd[0] if odd.size else 0
+        names = " and ".join(printable(Path(header.filename).name) for header in ordered[place : place + 2])
+        raise InputError(
+            f"{printable(folder)}: slices {names} are {np.linalg.norm(steps_mm[place]):.2f} mm apart, others "
+            f"{np.linalg.norm(usual_mm):.2f} mm: slices are missing, duplicated or shifted; export the series again."
+        )
+    return ordered
+
+
+def _affine(slices: Sequence[pydicom.Dataset]) -> np.ndarray:
+    """Return the affine from (column, row, slice) to mm in RAS; DICOM positions are in LPS."""
+    first, last = (_numbers(header, "ImagePositionPatient") for header in (slices[0], slices[-1]))
+    row, column = _numbers(slices[0], "ImageOrientationPatient").reshape(2, 3)
+    row_mm, column_mm = _numbers(slices[0], "PixelSpacing")
+    if len(slices) > 1:
+        step_mm = (last - first) / (len(slices) - 1)
+    else:
+        step_mm = np.cross(row, column) * _numbers(slices[0], "SliceThickness")
+    affine = np.eye(4)
+    affine[:3] = np.column_stack([row * column_mm, column * row_mm, step_mm, first])
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+
+
+def _read_pixels(header: pydicom.Dataset) -> np.ndarray:
+    """Return the intensities of a slice, (rows, columns) float64."""
+    try:
+        dataset = pydicom.dcmread(header.filename)
+        pixels = dataset.pixel_array
+        if pixels.shape != (header.Rows, header.Columns):
+            raise ValueError(f"they have shape {pixels.shape}")
+    except _READ_ERRORS as error:
+        raise InputError(
+            f"{_file(header)}: its pixels cannot be decoded ({_one_line(error)}); copy or export the series again, or "
+            f"{_CONVERT}."
+        ) from error
+    slope, intercept = header.get("RescaleSlope"), header.get("RescaleIntercept")
+    return pixels * float(1 if slope is None else slope) + float(intercept or 0)
+
+
+def _one_line(error: BaseException) -> str:
+    """Return the beginning of a message, which may be long, without line breaks."""
+    text = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+    return printable(text if len(text) <= 200 else f"{text[:200]} ...")

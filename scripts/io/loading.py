@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
+from scripts.common.names import printable
 from scripts.io.dicom import read_dicom_series
 from scripts.io.nifti import StoredVolume, check_intensities, read_nifti
 
@@ -31,8 +33,8 @@ class LoadVolumed(MapTransform):
         A file of (X, Y, Z) voxels becomes a MetaTensor (1, X, Y, Z), float32.
 
     Raises:
-        InputError: the file cannot be read to its end, is not 3-D, has a spacing outside 0.01..50 mm or a singular
-            affine, or the image holds NaN, infinity or a single value. The message names the file and the fix.
+        InputError: `read_nifti` or `read_dicom_series` refuses the file, or the image holds NaN, infinity or a single
+            value. The message names the file and the fix.
 
     >>> import nibabel, numpy, tempfile
     >>> path = tempfile.mkdtemp() + "/ct.nii.gz"
@@ -69,7 +71,7 @@ class LoadVolumed(MapTransform):
         """
         volume = read_volume(path)
         if is_image:
-            check_intensities(volume, path)
+            check_intensities(volume, printable(path))
         affine = torch.from_numpy(volume.affine)
         meta = {
             "filename_or_obj": str(path),
@@ -87,4 +89,5 @@ def read_volume(path: str | Path) -> StoredVolume:
     Raises:
         InputError: see `read_nifti` and `read_dicom_series`.
     """
-    return read_dicom_series(Path(path)) if Path(path).is_dir() else read_nifti(path)
+    is_folder = os.path.isdir(path)  # noqa: PTH112 (Path.is_dir raises an error where access is denied)
+    return read_dicom_series(Path(path)) if is_folder else read_nifti(path)

@@ -15,7 +15,7 @@ from monai.transforms import SaveImaged
 from scripts.common.errors import InputError
 from scripts.common.files import atomic_path
 from scripts.common.label_maps import as_label_array, renumber
-from scripts.common.names import stem
+from scripts.common.names import safe_name, stem
 
 
 class SaveLabelMapd(SaveImaged):
@@ -69,7 +69,7 @@ class SaveLabelMapd(SaveImaged):
 
     def write(self, label_map: MetaTensor) -> None:
         """Write one label map."""
-        case = str(label_map.meta.get("case") or stem(str(label_map.meta["filename_or_obj"])))
+        case = str(label_map.meta.get("case") or safe_name(stem(str(label_map.meta["filename_or_obj"]))))
         labels = as_label_array(renumber(label_map[0], self.values), name=case)
         low, high = labels.min(initial=0), labels.max(initial=0)
         if low < 0 or high > 255:

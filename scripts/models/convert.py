@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 from monai.networks.nets import SwinUNETR
+from torch.overrides import TorchFunctionMode
 
 from scripts.common.errors import InputError
 from scripts.common.flags import parse_flag
+from scripts.common.locks import FolderLock
 from scripts.models.swin_unetr import is_marker, patch_merging
 from scripts.models.weight_files import load_state_dict_file, save
 from scripts.models.weights import check_state_dict
@@ -45,20 +47,23 @@ def convert(source: str | Path, target: str | Path, *, legacy_merging: bool) -> 
         The arguments of the `SwinUNETR` that it fits.
 
     Raises:
-        InputError: there is no such source, it cannot be read or is not a whole SwinUNETR, or the target cannot be
-            written.
+        InputError: there is no such source, it cannot be read or is not a whole SwinUNETR, or the target is the source
+            or cannot be written.
     """
-    if Path(target).suffix != ".pt":
+    source, target = Path(source), Path(target)
+    if target.suffix != ".pt":
         raise InputError(f"{target}: not a name for weights: give a path that ends in .pt.")
     state = load_state_dict_file(source)
+    if target.is_dir() or (target.exists() and target.samefile(source)):
+        raise InputError(f"{target}: is {'a folder' if target.is_dir() else 'the source itself'}: give another file.")
     arguments = network_arguments(state, source)
-    network = SwinUNETR(**arguments, downsample=patch_merging(legacy_merging))
-    own = network.state_dict()
-    state = {key: value for key, value in state.items() if key in own or not _UNUSED_SHORTCUT.search(key)}
-    state |= {key: value for key, value in own.items() if is_marker(key)}
-    check_state_dict(network, state, source)
-    network.load_state_dict(state)
-    _write(state, Path(target))
+    for device in ("meta", "cpu"):  # first without memory: the file decides how large the network is
+        network = _network(arguments, legacy_merging, source, device)
+        own = network.state_dict()
+        state = {key: value for key, value in state.items() if key in own or not _UNUSED_SHORTCUT.search(key)}
+        state |= {key: value for key, value in own.items() if is_marker(key)}
+        check_state_dict(network, state, source)
+    _write(state, target)
     return arguments
 
 
@@ -82,6 +87,13 @@ def network_arguments(state: Mapping[str, torch.Tensor], path: str | Path) -> di
             f"{path}: not a whole SwinUNETR, {missing[0]} is missing: an encoder's weights need no "
             "conversion, give them to the training as pretrained weights."
         )
+    ndims = {_EMBEDDING: (4, 5), _HEAD: (4, 5), **dict.fromkeys(tables, (2,))}
+    if wrong := [key for key in ndims if state[key].ndim not in ndims[key] or not state[key].numel()]:
+        shape = tuple(state[wrong[0]].shape)
+        raise InputError(f"{path}: not a SwinUNETR, {wrong[0]} is of shape {shape}: give a file of its weights.")
+    depths = tuple(_depth(state, stage) for stage in _STAGES)
+    if sum(depths) > len(state) / 10:  # a block has 14 tensors
+        raise InputError(f"{path}: not a whole SwinUNETR, most tensors of its {sum(depths)} blocks are missing.")
     embedding, table = state[_EMBEDDING], state[tables[0]]
     spatial_dims = embedding.ndim - 2
     return {
@@ -89,7 +101,7 @@ def network_arguments(state: Mapping[str, torch.Tensor], path: str | Path) -> di
         "out_channels": state[_HEAD].shape[0],
         "feature_size": embedding.shape[0],
         "patch_size": embedding.shape[2],
-        "depths": tuple(_depth(state, stage) for stage in _STAGES),
+        "depths": depths,
         "num_heads": tuple(state[key].shape[1] for key in tables),
         "window_size": (round(len(table) ** (1 / spatial_dims)) + 1) // 2,
         "spatial_dims": spatial_dims,
@@ -115,15 +127,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, OSError) as error:
         logger.error("%s", error)
         return 2
+    except KeyboardInterrupt:
+        logger.error("stopped, nothing was written")
+        return 130
     logger.info("wrote %s, weights of SwinUNETR(%s)", options.target, _as_text(arguments))
     if options.legacy_merging:
         logger.info("use it with --legacy_merging true")
     return 0
 
 
+class _ValuesOnCpu(TorchFunctionMode):
+    """Keep on the CPU what MONAI and the patch merging read values of while a network is made on the meta device."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        device = {"device": "cpu"} if func in (torch.linspace, torch.tensor) else {}
+        return func(*args, **{**(kwargs or {}), **device})
+
+
+def _network(arguments: Mapping[str, Any], legacy_merging: bool, path: Path, device: str) -> SwinUNETR:
+    try:
+        with torch.device(device), _ValuesOnCpu():
+            return SwinUNETR(**arguments, downsample=patch_merging(legacy_merging))
+    except (ValueError, ArithmeticError, RuntimeError) as error:  # of MONAI's rules and of torch's sizes
+        why = str(error).partition("\n")[0]
+        raise InputError(
+            f"{path}: its shapes are those of no SwinUNETR: {_as_text(arguments)} ({why}): give a file of its weights."
+        ) from error
+
+
 def _write(state: Mapping[str, torch.Tensor], target: Path) -> None:
     try:
-        save(state, target)
+        with FolderLock(target.parent, setting="target"):
+            save(state, target)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         reason = str(error).partition("\n")[0]
         raise InputError(f"{target}: cannot be written ({reason}): free disk space, or give another file.") from error

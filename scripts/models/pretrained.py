@@ -14,7 +14,7 @@ from scripts.common.errors import InputError
 from scripts.common.ranks import unwrapped
 from scripts.models.swin_unetr import adapt_input_channels, is_legacy, is_marker, merging_problem
 from scripts.models.weight_files import load_state_dict_file
-from scripts.models.weights import StrictCheckpointLoader, describe_shapes
+from scripts.models.weights import StrictCheckpointLoader, check_values, describe_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +58,9 @@ def load_pretrained(network: torch.nn.Module, path: str | Path) -> LoadReport:
         What was loaded; the markers of the patch merging are not counted.
 
     Raises:
-        InputError: there is no such file, it cannot be read, most tensors with a common name differ in shape, or it
-            is marked as trained with MONAI < 1.5 and the network is not. The network is then unchanged.
+        InputError: there is no such file, it cannot be read, most tensors with a common name differ in shape, it is
+            marked as trained with MONAI < 1.5 and the network is not, or values cannot be those of a trained network,
+            see `scripts.models.weights.check_values`. The network is then unchanged.
     """
     network, state = unwrapped(network), load_state_dict_file(path)
     own = network.state_dict()
@@ -70,6 +71,7 @@ def load_pretrained(network: torch.nn.Module, path: str | Path) -> LoadReport:
     loaded = {key: given[key] for key in own if key in given and given[key].shape == own[key].shape}
     adapted = _adapt(given, own)
     _require_fit(given, own, loaded | adapted, path)
+    check_values(network, loaded | adapted, path)
     network.load_state_dict(loaded | adapted | markers, strict=False)
     fresh, unused = (tuple(k for k in state if k not in loaded | adapted) for state in (own, given))
     report = LoadReport(tuple(loaded), tuple(adapted), fresh, unused)
@@ -92,10 +94,11 @@ class PretrainedLoader(StrictCheckpointLoader):
 def _adapt(given: _State, own: _State) -> dict[str, torch.Tensor]:
     adapted = {}
     for key in _IMAGE_WEIGHTS:
-        if key in given and key in own and given[key].ndim == own[key].ndim:
-            weight = adapt_input_channels(given[key], in_channels=own[key].shape[1])
-            if given[key].shape != own[key].shape == weight.shape:
-                adapted[key] = weight
+        if key in given and key in own:
+            (out, _, *kernel), shape = own[key].shape, given[key].shape
+            if shape != own[key].shape and (*shape[:1], *shape[2:]) == (out, *kernel) and given[key].numel():
+                weight = adapt_input_channels(given[key], in_channels=own[key].shape[1])
+                adapted[key] = weight.to(given[key].dtype)  # integers stay so, to be refused
     return adapted
 
 

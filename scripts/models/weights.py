@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from scripts.models.weight_files import load_state_dict_file
 logger = logging.getLogger(__name__)
 
 _State = Mapping[str, torch.Tensor]
+_CONSTANTS = ("relative_position_index", "slice_offsets")  # of a Swin UNETR: computed, not trained
 
 
 def load_weights(network: torch.nn.Module, path: str | Path) -> None:
@@ -26,7 +27,8 @@ def load_weights(network: torch.nn.Module, path: str | Path) -> None:
         path: file of its weights.
 
     Raises:
-        InputError: there is no such file, it cannot be read, or a name or shape differs; the network is then unchanged.
+        InputError: there is no such file, it cannot be read, a name or shape differs, or values cannot be those of a
+            trained network; the network is then unchanged.
 
     >>> import tempfile
     >>> trained, network = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
@@ -47,12 +49,12 @@ def check_state_dict(network: torch.nn.Module, state: _State, path: str | Path) 
     Modules with a method `refuse_state(state, path)` check first what shapes do not tell.
 
     Args:
-        network: the network, not wrapped.
+        network: the network, not wrapped; on the meta device, the values of constants are not compared.
         state: names to tensors, as `load_state_dict_file` returns them.
         path: where they come from, for the message.
 
     Raises:
-        InputError: any name or shape differs, or a module refuses them.
+        InputError: any name or shape differs, a module refuses them, or as `check_values`.
     """
     for module in network.modules():
         if hasattr(module, "refuse_state"):
@@ -61,17 +63,63 @@ def check_state_dict(network: torch.nn.Module, state: _State, path: str | Path) 
     missing = [key for key in own if key not in state]
     unexpected = [key for key in state if key not in own]
     reshaped = [key for key in own if key in state and state[key].shape != own[key].shape]
+    if not (missing or unexpected or reshaped):
+        return check_values(network, state, path)
     if reshaped:
         first = describe_shapes(reshaped[0], state, own)
-    elif missing or unexpected:
-        first = f"{missing[0]} is missing" if missing else f"{unexpected[0]} is unexpected"
     else:
-        return
+        first = f"{missing[0]} is missing" if missing else f"{unexpected[0]} is unexpected"
     raise InputError(
         f"{path}: weights of another network: {len(missing)} of {len(own)} tensors missing, "
         f"{len(unexpected)} unexpected, {len(reshaped)} of another shape (first: {first}); give the network "
         "the settings that the file was trained with, or use the file as pretrained weights."
     )
+
+
+def check_values(network: torch.nn.Module, state: _State, path: str | Path) -> None:
+    """Refuse tensors that `value_problems` finds.
+
+    Raises:
+        InputError: there are any.
+    """
+    if problems := value_problems(network, state):
+        more = f" (and {len(problems) - 1} more tensors)" if len(problems) > 1 else ""
+        raise InputError(f"{path}: {problems[0]}{more}: give other weights, or download or save them again.")
+
+
+def value_problems(network: torch.nn.Module, state: _State) -> list[str]:
+    """Describe which tensors are not of the network's kinds, or hold values that a trained network cannot have.
+
+    Floating-point weights of any precision fit: loading casts them to the network's. Constants such as
+    `relative_position_index` must be those that the network computes. The buffers of a module with a method
+    `refuse_state` must be of its precision but may be infinite, as thresholds of the label filter are: the method
+    judges their values.
+
+    Args:
+        network: the network, not wrapped.
+        state: names to tensors of the network's shapes.
+    """
+    own = network.state_dict()
+    judged = {
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, module in network.named_modules()
+        if hasattr(module, "refuse_state")
+        for name, _ in module.named_buffers(recurse=False)
+    }
+    found = {key: _value_problem(key, tensor, own[key], judged) for key, tensor in state.items()}
+    return [f"{key} {problem}" for key, problem in found.items() if problem]
+
+
+def _value_problem(key: str, given: torch.Tensor, own: torch.Tensor, judged: Collection[str]) -> str:
+    casts = given.is_floating_point() and own.is_floating_point() and key not in judged
+    if given.dtype != own.dtype and not casts:
+        return f"is of {given.dtype}, the network's of {own.dtype}"
+    if key.rpartition(".")[2] in _CONSTANTS and not own.is_meta and not torch.equal(given, own.cpu()):
+        return "has other values than the network computes"
+    values = given.to(own.dtype)
+    if key in judged or not values.numel() or torch.isfinite(torch.stack(values.aminmax())).all():
+        return ""
+    return f"holds {int((~torch.isfinite(values)).sum())} values that are not finite"
 
 
 def describe_shapes(key: str, given: _State, own: _State) -> str:

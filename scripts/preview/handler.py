@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from monai.transforms import Transform
 from scripts.common.errors import InputError
 from scripts.common.flags import parse_flag
 from scripts.common.grids import GridArray, check_same_grid, describe_mismatch
+from scripts.common.names import printable
 from scripts.common.organs import foreground_classes
 from scripts.inference.case_handler import (
     CaseRecords,
@@ -28,6 +30,8 @@ from scripts.io.loading import LoadVolumed
 from scripts.preview.gif import slice_gif
 from scripts.preview.png import preview_png
 from scripts.preview.rendering import CT_WINDOW_HU, IntensityWindow
+
+logger = logging.getLogger(__name__)
 
 
 class PreviewSaver:
@@ -81,21 +85,27 @@ class PreviewSaver:
             InputError: the image's file is unknown, or the prediction is not a label map on its grid.
         """
         for batch_item, output_item in decollated(engine):
-            case = case_name(batch_item)
-            pred = label_array(output_item, self.pred_key, case=case)
-            source = source_path(batch_item, key=self.image_key)
-            if not source:
-                raise InputError(f'{case}: "{self.image_key}" does not name its file: load it with LoadVolumed.')
-            record_case(self._cases, case, source=source, value=None)
-            image = grid_array(self._loader.read(source, is_image=False), name=source)
-            check_same_grid(pred, image, case=case, name="image")
-            given = output_item.get(self.label_key)
-            label = self._native_label(batch_item.get(self.label_key) if given is None else given, pred, case)
-            options = {"affine": pred.affine, "label": label, "class_names": self.class_names, "window": self.window}
-            png = self.output_dir / f"{case}_preview.png"
-            preview_png(image.array, pred.array, png, title=case, **options)
-            if self.gif:
-                slice_gif(image.array, pred.array, self.output_dir / f"{case}.gif", **options)
+            try:
+                self._draw(batch_item, output_item, case=case_name(batch_item))
+            except InputError as error:
+                raise InputError(f"segmented, but not drawn: {error}") from error
+
+    def _draw(self, batch_item: Mapping[str, Any], output_item: Mapping[str, Any], *, case: str) -> None:
+        """Draw one decollated case."""
+        pred = label_array(output_item, self.pred_key, case=case)
+        source = source_path(batch_item, key=self.image_key)
+        if not source:
+            raise InputError(f'{case}: "{self.image_key}" does not name its file: load it with LoadVolumed.')
+        record_case(self._cases, case, source=source, value=None)
+        image = grid_array(self._loader.read(source, is_image=False), name=printable(source))
+        check_same_grid(pred, image, case=case, name="image")
+        given = output_item.get(self.label_key)
+        label = self._native_label(batch_item.get(self.label_key) if given is None else given, pred, case)
+        options = {"affine": pred.affine, "label": label, "class_names": self.class_names, "window": self.window}
+        png = self.output_dir / f"{case}_preview.png"
+        preview_png(image.array, pred.array, png, title=case, **options)
+        if self.gif:
+            slice_gif(image.array, pred.array, self.output_dir / f"{case}.gif", **options)
 
     def _native_label(self, label: Any, pred: GridArray, case: str) -> np.ndarray | None:
         """Return the label if there is one on the grid of the prediction; a datalist gives its path."""
@@ -105,4 +115,7 @@ class PreviewSaver:
         if label is None:
             return None
         volume = label_array({self.label_key: label}, self.label_key, case=case)
-        return None if describe_mismatch(volume.grid, pred.grid) else volume.array
+        if mismatch := describe_mismatch(volume.grid, pred.grid):
+            logger.warning("%s: drawn without its label, which does not lie on the same grid: %s", case, mismatch)
+            return None
+        return volume.array

@@ -17,6 +17,7 @@ from matplotlib.textpath import TextPath
 from PIL import Image
 
 from scripts.common.files import atomic_path
+from scripts.common.names import printable
 from scripts.preview.colors import RGB
 from scripts.preview.rendering import (
     CT_WINDOW_HU,
@@ -106,7 +107,7 @@ def _lay_out(scene: Scene, title: str, shown: Sequence[int]) -> tuple[Figure, di
     row_mm, width_mm = max(h for h, _ in sizes.values()), sum(w for _, w in sizes.values())
     free_in = WIDTH_IN - 2 * MARGIN_IN - 2 * GAP_IN
     scale = min(free_in / width_mm, MAX_ROW_IN / row_mm)
-    columns = _legend_columns([scene.names[class_id] for class_id in shown])
+    columns = _legend_columns([_plain(scene.names[class_id]) for class_id in shown])
     legend_in = LEGEND_LINE_IN * math.ceil(len(shown) / columns) + MARGIN_IN
     row_in = row_mm * scale + HEADING_IN
     title_in = TITLE_IN if title else 0.0
@@ -123,7 +124,7 @@ def _lay_out(scene: Scene, title: str, shown: Sequence[int]) -> tuple[Figure, di
         top -= row_in
     if title:
         y = 1 - TITLE_IN / 2 / height_in
-        figure.text(0.5, y, title, color=BRIGHT, fontsize=15, ha="center", va="center", parse_math=False)
+        figure.text(0.5, y, _plain(title), color=BRIGHT, fontsize=15, ha="center", va="center")
     if shown:
         _add_legend(figure, scene, shown, columns)
     return figure, rows
@@ -150,6 +151,11 @@ def _draw_panel(axis: Axes, scene: Scene, name: str, plane: Plane, index: int) -
         axis.text(middle, low + 0.015 * height_mm, caption, fontsize=9, ha="center", va="bottom", **HALO)
 
 
+def _plain(text: str) -> str:
+    """Return a text as matplotlib draws it letter by letter: a formula between two dollar signs may be invalid."""
+    return printable(text).replace("$", r"\$")
+
+
 def _legend_columns(names: Sequence[str]) -> int:
     """Return how many columns of the legend fit into the width of the figure, at least 1."""
     for columns in range(min(LEGEND_COLUMNS, len(names)), 1, -1):
@@ -163,7 +169,7 @@ def _legend_columns(names: Sequence[str]) -> int:
 def _add_legend(figure: Figure, scene: Scene, shown: Sequence[int], columns: int) -> None:
     """Name the organs of the slices below them."""
     figure.legend(
-        handles=[_swatch(scene.colors[class_id], scene.names[class_id]) for class_id in shown],
+        handles=[_swatch(scene.colors[class_id], _plain(scene.names[class_id])) for class_id in shown],
         loc="lower center",
         bbox_to_anchor=(0.5, 0.3 * MARGIN_IN / figure.get_figheight()),
         ncols=columns,

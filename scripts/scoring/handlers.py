@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from ignite.engine import Engine
 from monai.data.utils import affine_to_spacing
+from monai.engines.utils import IterationEvents
 
 from scripts.common.errors import InputError
 from scripts.common.files import write_table
@@ -26,7 +27,7 @@ from scripts.inference.case_handler import (
     record_case,
     source_path,
 )
-from scripts.scoring.metrics import SCORE_COLUMNS, organ_scores, summarise
+from scripts.scoring.metrics import SCORE_COLUMNS, check_tolerance, organ_scores, summarise
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class ScoreHandler(CaseHandler):
         Both label maps: (1, X, Y, Z) MetaTensors on the same grid.
     """
 
+    event = IterationEvents.MODEL_COMPLETED  # what fails here fails the case
     columns: tuple[str, ...]
     metrics: tuple[str, ...]
 
@@ -63,22 +65,30 @@ class ScoreHandler(CaseHandler):
         raise NotImplementedError
 
     def __call__(self, engine: Engine) -> None:
-        """Score the cases of one iteration.
+        """Score the cases of one iteration; warn about a prediction without foreground.
 
         Raises:
             InputError: prediction or label is missing, not a label map, on another grid or holds other classes.
         """
         for batch_item, output_item in decollated(engine):
             case = case_name(batch_item)
-            pred = label_array(output_item, self.pred_key, case=case)
-            label = label_array(output_item, self.label_key, case=case)
-            check_same_grid(pred, label, case=case)
-            spacing_mm = affine_to_spacing(label.affine).tolist()
             try:
-                rows = self.score(pred.array, label.array, spacing_mm=spacing_mm)
+                rows = self._rows(output_item, case)
+                record_case(self._cases, case, source=source_path(batch_item), value=rows)
             except InputError as error:
-                raise InputError(f"{case}: {error}") from error
-            record_case(self._cases, case, source=source_path(batch_item), value=rows)
+                raise InputError(f"segmented, but not scored: {error}") from error
+
+    def _rows(self, item: Mapping[str, Any], case: str) -> list[dict[str, Any]]:
+        """Score one decollated case."""
+        pred = label_array(item, self.pred_key, case=case)
+        label = label_array(item, self.label_key, case=case)
+        check_same_grid(pred, label, case=case)
+        if not pred.array.any():
+            logger.warning("%s: the prediction is all background", case)
+        try:
+            return self.score(pred.array, label.array, spacing_mm=affine_to_spacing(label.affine).tolist())
+        except InputError as error:
+            raise InputError(f"{case}: {error}") from error
 
     def _finish(self, engine: Engine) -> None:
         """Gather the scores of all ranks, write them and set the metrics."""
@@ -108,6 +118,9 @@ class OrganScores(ScoreHandler):
         tolerance_mm: deviation in mm that the surface Dice accepts.
         pred_key: key of the predicted label map in the engine's output.
         label_key: key of the reference label map in the engine's output.
+
+    Raises:
+        InputError: the tolerance is negative or not a number.
     """
 
     columns = SCORE_COLUMNS
@@ -124,6 +137,7 @@ class OrganScores(ScoreHandler):
     ) -> None:
         super().__init__(output_dir, pred_key=pred_key, label_key=label_key)
         self.class_names = foreground_classes(class_names)
+        check_tolerance(tolerance_mm)
         self.tolerance_mm = tolerance_mm
 
     def score(self, pred: np.ndarray, label: np.ndarray, *, spacing_mm: Sequence[float]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ SCORE_COLUMNS = (
     "volume_ml_label",
 )
 COUNTS = ("n", "n_missed", "n_spurious")
+_LISTED = 20
 Box = tuple[slice, ...]
 
 
@@ -83,8 +85,7 @@ def organ_scores(
     names = foreground_classes(class_names)
     maps = {"pred": as_label_array(pred, name="pred"), "label": as_label_array(label, name="label")}
     check_grid(maps["pred"], maps["label"], spacing_mm=spacing_mm)
-    if not 0 <= tolerance_mm < np.inf:
-        raise InputError(f"tolerance_mm is {tolerance_mm}: give a finite tolerance of 0 mm or more.")
+    check_tolerance(tolerance_mm)
     boxes = {key: class_boxes(volume, names, name=key, setting="class_names") for key, volume in maps.items()}
     rows = []
     for class_id, organ in names.items():
@@ -117,6 +118,16 @@ def check_grid(pred: np.ndarray, label: np.ndarray, *, spacing_mm: Sequence[floa
         raise InputError(f"spacing_mm is {tuple(spacing_mm)}: give three voxel sizes above 0 mm.")
 
 
+def check_tolerance(tolerance_mm: float) -> None:
+    """Refuse a tolerance that is not a finite number of 0 mm or more.
+
+    Raises:
+        InputError: see above.
+    """
+    if not isinstance(tolerance_mm, Real) or not 0 <= tolerance_mm < np.inf:
+        raise InputError(f"tolerance_mm is {tolerance_mm!r}: give a finite tolerance of 0 mm or more.")
+
+
 def class_boxes(volume: np.ndarray, classes: Collection[int], *, name: str, setting: str) -> dict[int, Box]:
     """Find the bounding box of each class in a label map in one pass.
 
@@ -132,11 +143,13 @@ def class_boxes(volume: np.ndarray, classes: Collection[int], *, name: str, sett
     Raises:
         InputError: another class occurs.
     """
-    boxes = {index: box for index, box in enumerate(find_objects(volume), start=1) if box is not None}
-    unnamed = sorted(boxes.keys() - set(classes))
-    if unnamed or volume.min(initial=0) < 0:
-        unnamed = unnamed or [int(volume.min())]
-        raise InputError(f"{name} holds the classes {unnamed}, which {setting} lacks: name or remap them.")
+    in_range = volume.min(initial=0) >= 0 and volume.max(initial=0) <= max(classes, default=0)
+    found = find_objects(volume) if in_range else []  # one entry for each value up to the highest
+    boxes = {index: box for index, box in enumerate(found, start=1) if box is not None}
+    unnamed = (boxes.keys() if in_range else set(np.unique(volume).tolist())) - {0, *classes}
+    if unnamed:
+        listed = sorted(unnamed)[:_LISTED]
+        raise InputError(f"{name} holds the classes {listed}, which {setting} lacks: name or remap them.")
     return boxes
 
 

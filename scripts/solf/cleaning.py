@@ -13,7 +13,6 @@ from monai.data import Dataset
 
 from scripts.cohort.journal import Case
 from scripts.common.files import atomic_path
-from scripts.common.flags import parse_flag
 from scripts.models.weights import load_weights
 from scripts.solf.filter import LabelFilter, clean_case
 from scripts.solf.measuring import Transform
@@ -28,7 +27,7 @@ class CohortCleaner(CohortWorkflow):
     """Clean every label map of a cohort, on all cores or a cluster.
 
     Writes the same label maps as the bundle's evaluator, `decisions.csv` and `decisions.parquet` (a row per case and
-    label), `failed.csv` if cases failed and, if wanted, the QC report.
+    label), `failed.csv` if cases failed, which then have no label map, and, if wanted, the QC report.
 
     Args:
         network: the label filter; its weights are loaded here.
@@ -49,11 +48,10 @@ class CohortCleaner(CohortWorkflow):
         qc: bool | str = False,
         **options: Any,
     ) -> None:
-        super().__init__(network=network, dataset=dataset, **options)
-        self.postprocessing = postprocessing
-        self.ckpt_path, self.qc = Path(ckpt_path), parse_flag(qc, "qc")
+        super().__init__(network=network, dataset=dataset, qc=qc, **options)
+        self.postprocessing, self.ckpt_path = postprocessing, Path(ckpt_path)
 
-    def run(self) -> None:
+    def process(self) -> None:
         """Clean and write.
 
         Raises:
@@ -63,7 +61,11 @@ class CohortCleaner(CohortWorkflow):
         light = _without_quantiles(self.network)
         task = partial(clean_case, transform=self.transform, network=light, postprocessing=self.postprocessing)
         depends_on = [clean_case, light, type(self.postprocessing)]
-        self.measure(task, depends_on=depends_on, is_finished=self._is_written)
+        try:
+            self.measure(task, depends_on=depends_on, is_finished=self._is_written)
+        finally:
+            for name in self.failures:
+                self._cleaned(name).unlink(missing_ok=True)  # of an earlier run
         counts = self.write_decisions()
         self._write_csv()
         summary = ", ".join(f"{count} {decision}" for decision, count in sorted(counts.items()))
@@ -77,7 +79,10 @@ class CohortCleaner(CohortWorkflow):
 
     def _is_written(self, case: Case) -> bool:
         """Return whether a case's cleaned map still exists; a dropped one has none."""
-        return self.network.rejected == "drop_case" or (self.output_dir / f"{case['case']}_cleaned.nii.gz").is_file()
+        return self.network.rejected == "drop_case" or self._cleaned(case["case"]).is_file()
+
+    def _cleaned(self, name: str) -> Path:
+        return self.output_dir / f"{name}_cleaned.nii.gz"
 
     def _write_csv(self) -> None:
         with atomic_path(self.output_dir / "decisions.csv") as temporary, temporary.open("w", newline="") as file:

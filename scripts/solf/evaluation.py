@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
+from monai.engines.utils import IterationEvents
 
 from scripts.common.errors import InputError
 from scripts.common.files import write_table
@@ -28,30 +29,40 @@ from scripts.inference.case_handler import (
     source_path,
 )
 from scripts.solf.filter import LabelFilter
+from scripts.solf.tables import IGNORE
 
 logger = logging.getLogger(__name__)
 
 
-def paired_cases(source: str | Path, reference: str | Path = "") -> list[dict[str, str]]:
+def paired_cases(
+    source: str | Path, reference: str | Path = "", *, output_dir: str | Path | None = None
+) -> list[dict[str, str]]:
     """List label maps with the manual label maps of the same names.
 
     Args:
         source: what `scripts.data.inputs.list_cases` takes.
         reference: folder of the manual label maps; "" if a datalist names them as `label`, or if there are none.
+        output_dir: folder of the results, which must not hold the label maps.
 
     Returns:
         The cases, with `label` if there is a manual map; with `reference` only those that have one.
 
     Raises:
-        InputError: `source` or `reference` holds no label map, or they have no names in common.
+        InputError: `source` or `reference` holds no label map, they have no names in common, `reference` has a name
+            twice, or `output_dir` holds label maps.
     """
-    cases = list_cases(source)
+    cases = list_cases(source, output_dir=output_dir)
     if not reference:
         return cases
-    manual = {stem(case["image"]): case["image"] for case in list_cases(reference)}
+    files = [case["image"] for case in list_cases(reference, output_dir=output_dir)]
+    manual = {stem(file): file for file in files}
+    if twice := next((file for file in files if manual[stem(file)] != file), None):
+        raise InputError(f"{reference}: {twice} and {manual[stem(twice)]} have the same name; keep one of them.")
     paired = [{**case, "label": manual[stem(case["image"])]} for case in cases if stem(case["image"]) in manual]
     if not paired:
         raise InputError(f"{reference}: has no label map with the name of one in {source}; give files the same names.")
+    if len(paired) < len(cases):
+        logger.warning("%s: left out %d label maps that have none there", reference, len(cases) - len(paired))
     return paired
 
 
@@ -73,8 +84,10 @@ class FilterScores(CaseHandler):
         label_key: the manual label map on the same grid, if the case has one.
 
     Raises:
-        InputError: the list of errors lacks a column or names an unknown organ, or a manual map has another grid.
+        InputError: the list of errors is refused, none of its cases is evaluated, or a manual map has another grid.
     """
+
+    event = IterationEvents.MODEL_COMPLETED  # what fails here fails the case
 
     def __init__(
         self,
@@ -89,6 +102,20 @@ class FilterScores(CaseHandler):
         self.output_dir, self.network = Path(output_dir), network
         self.errors = read_errors(known_errors) if known_errors else None
         self.image_key, self.label_key = image_key, label_key
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a MONAI evaluator with `decollate=True`."""
+        engine.add_event_handler(Events.STARTED, self._check_cases)
+        super().attach(engine)
+
+    def _check_cases(self, engine: Engine) -> None:
+        """Refuse known errors of other cases than those that will be scored."""
+        cases = {case["case"] for case in engine.state.dataloader.dataset.data}
+        if self.errors is not None and not cases & set(self.errors["case"]):
+            raise InputError(
+                f"known_errors: none of its cases, such as {next(iter(self.errors['case']), None)!r}, is one of the "
+                f"{len(cases)} that are evaluated, such as {min(cases)!r}; correct the names."
+            )
 
     def __call__(self, engine: Engine) -> None:
         """Score the cases of one iteration."""
@@ -116,6 +143,8 @@ class FilterScores(CaseHandler):
         metrics = _dice_means(scores)
         if self.errors is not None:
             scores = scores.merge(self.errors, on=["case", "label"], how="left")
+            if missing := len(self.errors) - int(scores["kind"].notna().sum()):
+                logger.warning("known_errors: %d of %d are not among the scored labels", missing, len(self.errors))
             by_kind = error_rates(scores)
             metrics |= by_kind.set_index("kind").loc["all", ["precision", "recall", "f1"]].to_dict()
         engine.state.metrics.update(metrics)
@@ -140,22 +169,30 @@ def read_errors(path: str | Path) -> pd.DataFrame:
     """Read a list of known errors: `case`, `label` and `kind` ("error" where the file has none).
 
     Raises:
-        InputError: the file lacks a column, or names an unknown organ.
+        InputError: the file cannot be read or lacks a column, or a row is not a case with a label.
     """
     try:
-        table = pd.read_csv(path, dtype={"case": str})
-    except (OSError, ValueError) as error:
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
+            table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); give a CSV with case and label.") from error
-    if "label" not in table and "organ" in table:
-        unknown = sorted(set(table["organ"]) - set(IDS_OF_NAMES))
-        if unknown:
-            raise InputError(f"{path}: {unknown[:4]} are not organs; give ids as label, or names of the 72 organs.")
-        table["label"] = table["organ"].map(IDS_OF_NAMES)
-    missing = [column for column in ("case", "label") if column not in table]
-    if missing:
-        raise InputError(f"{path}: lacks the columns {missing}; give case, and label or organ.")
-    kinds = table.get("kind", "error")
-    return table.assign(kind=kinds)[["case", "label", "kind"]].drop_duplicates(["case", "label"])
+    if "case" not in table or not {"label", "organ"} & set(table):
+        raise InputError(f"{path}: has the columns {', '.join(table)}; give case, and label or organ.")
+    labels = table["label"] if "label" in table else table["organ"].map(IDS_OF_NAMES)
+    labels = pd.to_numeric(labels, errors="coerce")
+    kinds = table["kind"].replace("", "error") if "kind" in table else "error"
+    errors = table.assign(label=labels, kind=kinds)[["case", "label", "kind"]].drop_duplicates()
+    checks = {
+        "has no case": errors["case"] == "",
+        "has neither a label from 1 to 254 nor the name of an organ": ~errors["label"].isin(range(1, IGNORE)),
+        'has the kind "all", which stands for all kinds in the results': errors["kind"] == "all",
+    }
+    for problem, bad in checks.items():
+        if bad.any():
+            raise InputError(f'{path}: the row "{",".join(table.loc[bad.idxmax()])}" {problem}; correct it.')
+    if count := int(errors.duplicated(["case", "label"]).sum()):
+        logger.warning("%s: %d labels have more than one kind of error; the first is used", path, count)
+    return errors.drop_duplicates(["case", "label"]).astype({"label": int})
 
 
 def error_rates(scores: pd.DataFrame) -> pd.DataFrame:

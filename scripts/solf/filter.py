@@ -13,7 +13,9 @@ import pandas as pd
 import torch
 from torch import nn
 
-from scripts.common.errors import InputError
+from scripts.common.errors import InputError, raise_all
+from scripts.common.organs import contralateral_labels
+from scripts.common.settings import setting_problems
 from scripts.solf.measuring import Transform, case_features
 from scripts.solf.tables import IGNORE, feature_table, pack_features, read_label_table
 from scripts.solf.thresholds import FEATURES, LEVELS, Thresholds, judge
@@ -40,7 +42,7 @@ class LabelFilter(nn.Module):
         Input and output: (B, 1, X, Y, Z) of any dtype that holds 0 to 255; whole numbers.
 
     Raises:
-        InputError: an option is out of its range.
+        InputError: an option is out of its range, or the label table is refused.
 
     Source:
         UKBOB (arXiv 2504.06908), SOLF. The paper removes rejected labels; here `ignore` is the default.
@@ -58,11 +60,13 @@ class LabelFilter(nn.Module):
 
     def __init__(self, *, label_table: str | Path = "", rejected: Rejected = "ignore", drop_share: float = 0.3) -> None:
         super().__init__()
-        if rejected not in REJECTED:
-            raise InputError(f"rejected is {rejected!r}: give one of {', '.join(REJECTED)}.")
-        if not 0 <= drop_share <= 1:
-            raise InputError(f"drop_share is {drop_share}: give a share from 0 to 1.")
+        given = {"rejected": rejected, "drop_share": drop_share}
+        raise_all(setting_problems(given), "label filter", "correct the settings")
         self.organs = read_label_table(label_table)
+        try:
+            contralateral_labels(self.organs)
+        except InputError as error:
+            raise InputError(f"{label_table}: {error}") from error
         self.rejected, self.drop_share = rejected, drop_share
         bounds = torch.full((len(self.organs), len(FEATURES)), torch.inf, dtype=torch.float64)
         quantiles = torch.full((len(LEVELS), *bounds.shape), torch.nan, dtype=torch.float64)
@@ -93,15 +97,23 @@ class LabelFilter(nn.Module):
         self.votes.fill_(fitted.votes)
 
     def refuse_state(self, state: Mapping[str, torch.Tensor], path: str | Path) -> None:
-        """Refuse thresholds that were fitted with another label table; `scripts.models.weights` asks before loading.
+        """Refuse thresholds that no fit with this label table gives; `scripts.models.weights` asks before loading.
 
         Raises:
-            InputError: the tables differ.
+            InputError: the tables differ, there are no thresholds, or their values contradict each other.
         """
-        if "table_id" in state and not torch.equal(state["table_id"], self.table_id.cpu()):
+        if "table_id" in state and state["table_id"].tolist() != self.table_id.item():
             raise InputError(
                 f"{path}: its thresholds were fitted with another label table than these {len(self.organs)} labels; "
                 "set label_table to that of the fit, or fit with this one."
+            )
+        for key, own in self.state_dict().items():
+            if key not in state or (state[key].shape, state[key].dtype) != (own.shape, own.dtype):
+                return  # named by `scripts.models.weights`
+        arrays = {name: state[name].detach().numpy() for name in (*_ARRAYS, "votes")}
+        if problem := _contradiction(Thresholds(organs=self.organs, **arrays)):
+            raise InputError(
+                f"{path}: not the thresholds of a fit: {problem}; give the model.pt of a fit, or fit again."
             )
 
     def decide(self, features: np.ndarray) -> pd.DataFrame:
@@ -175,3 +187,24 @@ def clean_case(
 def _table_id(organs: Mapping[int, str]) -> int:
     """Return a checksum of a label table; part of the weights, so it must not depend on installed versions."""
     return zlib.crc32(json.dumps(sorted(organs.items())).encode())
+
+
+def _contradiction(thresholds: Thresholds) -> str:
+    """Describe why thresholds cannot be those of a fit; "" if they can."""
+    low, high, quantiles, count = thresholds.low, thresholds.high, thresholds.quantiles, thresholds.voting.sum()
+    if not 1 <= thresholds.votes <= count:
+        return f"votes is {thresholds.votes} for {count} voting features"
+    known, lower, upper = ~np.isnan(quantiles), quantiles[:-1], quantiles[1:]
+    checks = {
+        "subjects is negative": np.broadcast_to(thresholds.subjects[:, None] < 0, low.shape),
+        "low or high is NaN": np.isnan(low) | np.isnan(high),
+        "low is above high": (low > high) | (low == np.inf) | (high == -np.inf),
+        "quantiles are infinite": np.isinf(quantiles).any(axis=0),
+        "quantiles are NaN in part": known.any(axis=0) != known.all(axis=0),
+        "quantiles are not ascending": (upper < lower * (1 - 1e-9 * np.sign(lower))).any(axis=0),  # but for rounding
+    }
+    for problem, wrong in checks.items():
+        if wrong.any():
+            organ, feature = np.argwhere(wrong)[0]
+            return f"{problem} for {list(thresholds.organs.values())[organ]}, {FEATURES[feature]}"
+    return ""

@@ -10,7 +10,8 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from scripts.common.errors import InputError
+from scripts.common.errors import InputError, raise_all
+from scripts.common.settings import setting_problems
 from scripts.solf.thresholds import FEATURES, LEVELS, SHAPE, Thresholds, organ_rows
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,8 @@ def fit_thresholds(
     """
     if rule == "ranges":
         features, votes = ("sphericity", "volume_mm3", "components"), 1
-    needed = subjects_needed(rule=rule, features=features, votes=votes, epsilon_percent=epsilon_percent)
+    options = {"epsilon_percent": epsilon_percent, "iqr_factor": iqr_factor, "mad_factor": mad_factor}
+    needed = subjects_needed(rule=rule, features=features, votes=votes, **options)
     factors = {"percentile": epsilon_percent / 100, "iqr": iqr_factor, "mad": mad_factor, "ranges": 0.0}
     bounds = partial(_BOUNDS[rule], factor=factors[rule])
     low, high = (np.full((len(organs), len(FEATURES)), bound) for bound in (-np.inf, np.inf))
@@ -107,23 +109,22 @@ def fit_thresholds(
 
 
 def subjects_needed(
-    *, rule: str, features: Sequence[str] = SHAPE, votes: int = 2, epsilon_percent: float = 2.0, **_: float
+    *,
+    rule: str,
+    features: Sequence[str] = SHAPE,
+    votes: int = 2,
+    epsilon_percent: float = 2.0,
+    iqr_factor: float = 1.5,
+    mad_factor: float = 6.0,
 ) -> int:
     """Check the options of `fit_thresholds` and return how many subjects the rule needs of an organ.
 
     Raises:
         InputError: an option is out of its range.
     """
-    if rule not in _BOUNDS:
-        raise InputError(f"rule is {rule!r}: give one of {', '.join(_BOUNDS)}.")
-    unknown = [name for name in features if name not in FEATURES]
-    if unknown or not features:
-        raise InputError(f"features holds {unknown or 'nothing'}: give some of {', '.join(FEATURES)}.")
-    if votes not in range(1, len(features) + 1):
-        raise InputError(f"votes is {votes}: give 1 to {len(features)}, as many features as vote.")
-    if not 0 < epsilon_percent < 50:
-        raise InputError(f"epsilon_percent is {epsilon_percent}: give more than 0 and less than 50.")
-    return {"percentile": int(np.ceil(100 / epsilon_percent)), "ranges": 0}.get(rule, _MIN_SUBJECTS)
+    raise_all(setting_problems(locals()), "rule of the label filter", "correct the settings")
+    needed = int(np.ceil(100 / max(epsilon_percent, 1e-6)))  # without overflow
+    return {"percentile": needed, "ranges": 0}.get(rule, _MIN_SUBJECTS)
 
 
 def _require_enough(subjects: np.ndarray, needed: int, names: Sequence[str]) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -41,18 +43,34 @@ def read_label_table(path: str | Path = "") -> dict[int, str]:
         Label id to name, ascending, without the background 0.
 
     Raises:
-        InputError: the file holds no such table, or ids outside 1..254; 255 is the value of rejected voxels.
+        InputError: the file holds no such table, repeated ids or names, or ids outside 1..254; 255 is the value of
+            rejected voxels.
     """
     if not path:
         return dict(ORGANS)
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        table = {int(label): str(name) for label, name in content.items()}
-    except (OSError, ValueError, AttributeError) as error:
+        table = json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=_distinct)
+        names = Counter(name.strip() for label, name in table.items() if label)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f'{path}: is not a label table ({error}); give JSON such as {{"1": "spleen"}}.') from error
-    table = {label: table[label] for label in sorted(table) if label}
-    if not table or min(table) < 0 or max(table) >= IGNORE:
-        raise InputError(f"{path}: holds {len(table)} labels up to {max(table, default=0)}; give ids from 1 to 254.")
+    table = {label: table[label].strip() for label in sorted(table) if label}
+    outside = [label for label in table if not 0 < label < IGNORE]
+    if outside or not table:
+        raise InputError(f"{path}: holds {f'the id {outside[0]}' if outside else 'no label'}; give ids from 1 to 254.")
+    if repeated := [name for name, count in names.items() if count > 1 or not name]:
+        raise InputError(f"{path}: the name {repeated[0]!r} is empty or repeats; give each label a name of its own.")
+    return table
+
+
+def _distinct(pairs: Sequence[tuple[str, Any]]) -> dict[int, Any]:
+    """Return a JSON object with whole numbers as keys.
+
+    Raises:
+        ValueError: a key is not a whole number, or repeats.
+    """
+    table = {int(label): name for label, name in pairs}
+    if len(table) < len(pairs):
+        raise ValueError("an id repeats")
     return table
 
 

@@ -12,13 +12,12 @@ import pandas as pd
 from monai.data import Dataset
 
 from scripts.common.errors import InputError
-from scripts.common.files import write_json
-from scripts.common.flags import parse_flag
+from scripts.common.files import require_writable, write_json
 from scripts.models.weight_files import save
 from scripts.solf.fitting import fit_thresholds, subjects_needed
 from scripts.solf.measuring import measure_case
 from scripts.solf.thresholds import FEATURES, Thresholds, readable
-from scripts.solf.workflow import CohortWorkflow, write_parquet
+from scripts.solf.workflow import CohortWorkflow, refuse_folder, write_parquet
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +37,8 @@ class FilterTrainer(CohortWorkflow):
         options: as `CohortWorkflow`.
 
     Raises:
-        InputError: an option is out of its range, or there are fewer cases than the rule needs.
+        InputError: an option is out of its range, there are fewer cases than the rule needs, or the folder of
+            `ckpt_path` cannot be written.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class FilterTrainer(CohortWorkflow):
         max_epochs: int = 1,
         **options: Any,
     ) -> None:
-        super().__init__(dataset=dataset, **options)
+        super().__init__(dataset=dataset, qc=qc, **options)
         self.rule = {"rule": "percentile", **rule}
         needed = subjects_needed(**self.rule)
         if len(self.cases) < needed:
@@ -61,10 +61,11 @@ class FilterTrainer(CohortWorkflow):
             )
         if max_epochs != 1:
             raise InputError(f"max_epochs is {max_epochs}: a cohort is measured once, leave it at 1.")
-        self.max_epochs = max_epochs
-        self.ckpt_path, self.qc = Path(ckpt_path), parse_flag(qc, "qc")
+        self.max_epochs, self.ckpt_path = max_epochs, Path(ckpt_path)
+        refuse_folder(self.ckpt_path)
+        self.folders[require_writable(self.ckpt_path.parent, setting="ckpt_dir")] = "ckpt_dir"
 
-    def run(self) -> None:
+    def process(self) -> None:
         """Measure, fit and write."""
         self.measure(partial(measure_case, transform=self.transform), depends_on=[measure_case])
         features = self.output_dir / "features.parquet"

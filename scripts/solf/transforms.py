@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from scripts.io.nifti import StoredVolume, read_nifti
 from scripts.io.writing import SaveLabelMapd
 from scripts.solf.measuring import case_features
 from scripts.solf.tables import IGNORE, read_label_table
+
+logger = logging.getLogger(__name__)
 
 
 class LoadLabelMapd(MapTransform):
@@ -170,6 +173,8 @@ def organ_ids(path: str | Path) -> np.ndarray:
     known = {label: IDS_OF_NAMES[name] for label, name in names.items() if name in IDS_OF_NAMES}
     if not known:
         raise InputError(f"{path}: none of its {len(names)} names is an organ's or TotalSegmentator's; correct them.")
+    if others := [name for name in names.values() if name not in IDS_OF_NAMES]:
+        logger.warning("%s: %d of %d become background: %s", path, len(others), len(names), ", ".join(others))
     new_ids = np.zeros(256, dtype=np.uint8)
     new_ids[list(known)] = list(known.values())
     return new_ids

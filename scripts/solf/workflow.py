@@ -19,16 +19,20 @@ from scripts.cohort.journal import Case, Journal
 from scripts.cohort.run import run_cohort
 from scripts.common import failures
 from scripts.common.errors import InputError
-from scripts.common.files import atomic_path, remove_leftovers, require_writable
+from scripts.common.files import atomic_path, require_writable
 from scripts.common.fingerprint import fingerprint
+from scripts.common.flags import parse_flag
+from scripts.common.locks import FolderLock
 from scripts.solf.features import compile_features
 from scripts.solf.filter import LabelFilter
+from scripts.solf.report.folder import check_report, remove_unfinished
 from scripts.solf.report.write import write_report
 from scripts.solf.tables import cohort_table, unpack_features
 from scripts.solf.thresholds import judge, readable
 
 logger = logging.getLogger(__name__)
 
+RESULTS = ("journal.sqlite", "features.parquet", "thresholds.json", "decisions.parquet", "decisions.csv", "failed.csv")
 _CASES_PER_TABLE = 500  # about 35,000 labels
 
 
@@ -40,8 +44,13 @@ class CohortWorkflow:
         dataset: cases, `{"image": path, "case": unique name}`, and a `Compose` that reads and measures a label map; its
             first transform reads it.
         output_dir: folder of the results and of `journal.sqlite`, the finished cases; checked at once.
+        qc: whether to write the report `qc/index.html`; what it needs is checked at once.
         scheduler: address of a Dask scheduler; "" for processes on this machine.
         workers: processes on this machine; -1 for one per core, 0 to run in this process.
+
+    Raises:
+        InputError: `output_dir` cannot be written, holds a folder with the name of a result, or a `qc` that is not a
+            report.
     """
 
     def __init__(
@@ -50,15 +59,41 @@ class CohortWorkflow:
         network: LabelFilter,
         dataset: Dataset,
         output_dir: str | Path,
+        qc: bool | str,
         scheduler: str = "",
         workers: int = -1,
     ) -> None:
-        self.network, self.output_dir = network, require_writable(output_dir)
+        self.network, self.output_dir, self.qc = network, require_writable(output_dir), parse_flag(qc, "qc")
+        for name in RESULTS:
+            refuse_folder(self.output_dir / name)
+        if self.qc:
+            check_report(self.output_dir / "qc")
         self.cases = sorted(dataset.data, key=lambda case: case["case"])
         self.transform = dataset.transform
         self.scheduler, self.workers = scheduler, workers
         self.failures: dict[str, str] = {}
-        self._settings = ""
+        self.folders: dict[Path, str] = {self.output_dir: "output_dir"}
+
+    def run(self) -> None:
+        """Process the cohort, alone in the folders that are written.
+
+        Raises:
+            InputError: another run uses one of the folders; see also `process`.
+        """
+        distinct = {folder.resolve(): (folder, setting) for folder, setting in self.folders.items()}
+        with ExitStack() as self._opened:
+            locks = [FolderLock(folder, setting=setting) for folder, setting in distinct.values()]
+            self._locks = [self._opened.enter_context(lock) for lock in locks]
+            remove_unfinished(self.output_dir)
+            self.process()
+        if not self.qc and (self.output_dir / "qc").is_dir():
+            logger.warning(
+                "%s: is the report of an earlier run; set qc to true to write it anew", self.output_dir / "qc"
+            )
+
+    def process(self) -> None:
+        """Measure and write."""
+        raise NotImplementedError
 
     def exit_if_failed(self) -> None:
         """End the program with exit code 1 and the reasons if cases failed.
@@ -84,40 +119,32 @@ class CohortWorkflow:
             is_finished: returns whether the files that the task wrote for a case of the journal still exist.
 
         Raises:
-            InputError: no case could be measured.
+            InputError: no case could be measured, or a folder was removed meanwhile.
         """
-        self._settings = fingerprint(self.transform.flatten().transforms, depends_on)
-        with self._journal() as journal:
-            remove_leftovers(self.output_dir)  # the journal is locked: no other run writes here
-            self.failures = run_cohort(
-                task,
-                self.cases,
-                journal=journal,
-                scheduler=self.scheduler,
-                workers=self.workers,
-                is_finished=is_finished,
-                warm_up=compile_features,
-            )
+        settings = fingerprint(self.transform.flatten().transforms, depends_on)
+        self._journal = self._opened.enter_context(Journal(self.output_dir / "journal.sqlite", settings=settings))
+        self.failures = run_cohort(
+            task,
+            self.cases,
+            journal=self._journal,
+            scheduler=self.scheduler,
+            workers=self.workers,
+            is_finished=is_finished,
+            warm_up=compile_features,
+        )
+        for lock in self._locks:
+            lock.check()
         failures.write_failures(self.output_dir, self.failures)
         if len(self.failures) == len(self.cases):
             first = next(iter(self.failures.values()), "the dataset is empty")
             raise InputError(f"none of {len(self.cases)} label maps could be measured: {first}")
 
     def tables(self) -> Iterator[pd.DataFrame]:
-        """Yield the features of several hundred cases at a time, in order of name.
-
-        Raises:
-            InputError: a label map was changed since it was measured.
-        """
+        """Yield the features of several hundred cases at a time, in order of name."""
         done = [case for case in self.cases if case["case"] not in self.failures]
-        with self._journal() as journal:
-            for start in range(0, len(done), _CASES_PER_TABLE):
-                chunk = done[start : start + _CASES_PER_TABLE]
-                found = [(case, unpack_features(payload)) for case, payload in journal.payloads(chunk)]
-                if len(found) < len(chunk):
-                    changed = {case["case"] for case in chunk} - {case for case, _ in found}
-                    raise InputError(f"{min(changed)}: its label map was changed during the run; run again.")
-                yield cohort_table(found, self.network.organs)
+        for start in range(0, len(done), _CASES_PER_TABLE):
+            payloads = self._journal.payloads(done[start : start + _CASES_PER_TABLE])
+            yield cohort_table([(case, unpack_features(payload)) for case, payload in payloads], self.network.organs)
 
     def write_decisions(self) -> Counter[str]:
         """Write the decision about every label to `decisions.parquet`, and return the count of each decision.
@@ -159,8 +186,15 @@ class CohortWorkflow:
     def _decisions_file(self) -> Path:
         return self.output_dir / "decisions.parquet"
 
-    def _journal(self) -> Journal:
-        return Journal(self.output_dir / "journal.sqlite", settings=self._settings)
+
+def refuse_folder(path: Path) -> None:
+    """Refuse a folder where a file will be written.
+
+    Raises:
+        InputError: `path` is a folder.
+    """
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder, where a result will be written; move it away.")
 
 
 def _load(reader: Callable[..., Any], path: str) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from monai.data.utils import set_rnd
 from scripts.common.errors import InputError
 from scripts.common.ranks import unwrapped
 from scripts.models.weight_files import read_file, save
+from scripts.models.weights import value_problems
 
 logger = logging.getLogger(__name__)
 
@@ -74,23 +77,55 @@ class TrainingState:
         """Restore a collected state; the next epoch of `trainer` follows the saved one.
 
         Raises:
-            InputError: it is not a training state, or of another network or optimizer.
+            InputError: it is not a training state, of another network or optimizer, or holds values that no run has.
         """
+        own = self.state_dict(trainer)
         for name, module in self.modules.items():
             if not isinstance(state, dict) or name not in state:
                 raise InputError(f"not a training state, it holds no {name}")
             try:
                 module.load_state_dict(state[name])
-            except (RuntimeError, ValueError) as error:  # of torch, for another network and another optimizer
+            except (RuntimeError, ValueError, TypeError, LookupError) as error:  # of torch, for other ones
                 lines = str(error).splitlines()  # the first of several names the class
                 why = lines[min(1, len(lines) - 1)].strip()
                 raise InputError(f"of another network or optimizer ({why})") from error
+        own, rest = ({key: entry for key, entry in whole.items() if key != "network"} for whole in (own, state))
+        if rest.get("scaler") == {}:  # amp was off
+            own["scaler"] = {}
+        problems = [*value_problems(self.modules["network"], state["network"]), _difference(own, rest, "it")]
+        if problems := list(filter(None, problems)):
+            raise InputError(f"damaged, or its training diverged: {problems[0]}")
         if trainer.scaler and state["scaler"]:
             trainer.scaler.load_state_dict(state["scaler"])
         trainer.state.epoch = state["epoch"]
         trainer.state.iteration = state["iteration"]
         self.evaluator.state.best_metric = state["best_metric"]
         self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
+
+
+def _difference(own: Any, given: Any, where: str) -> str:
+    """Describe where a stored state is not of the form of this run's own, or not finite; "" if it is.
+
+    Args:
+        own: of this run; None and empty where any form will do.
+        given: of the file.
+        where: name of the entry.
+    """
+    if isinstance(given, Mapping) and (not own or isinstance(own, Mapping)):
+        own = own or dict.fromkeys(given)
+        if others := sorted(map(str, own.keys() ^ given.keys())):
+            return f"{where} lacks or adds {others[0]}"
+        return next(filter(None, (_difference(own[key], value, str(key)) for key, value in given.items())), "")
+    if isinstance(own, list | tuple):
+        if not isinstance(given, list | tuple) or len(own) != len(given):
+            return f"{where} is {given!r:.100}"
+        return next(filter(None, (_difference(*pair, where) for pair in zip(own, given, strict=True))), "")
+    if isinstance(given, torch.Tensor):
+        return "" if torch.isfinite(given).all() else f"{where} holds values that are not finite"
+    kinds = {type(None): (type(None), bool, int, float), float: (float, int)}.get(type(own), (type(own),))
+    if type(given) not in kinds or (isinstance(given, float) and not math.isfinite(given)):
+        return f"{where} is {given!r:.100}"
+    return ""
 
 
 class LastCheckpoint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ignite.engine import Engine
+from monai.handlers import StatsHandler
 
 from scripts.inference.progress import CaseProgress
 
@@ -10,7 +11,7 @@ from scripts.inference.progress import CaseProgress
 class TrainProgress(CaseProgress):
     """Show the iterations of the whole run with loss, last validation score and time left.
 
-    List it after `Resume`, so that the bar of a resumed run starts at its epoch, and before `StatsHandler`.
+    List it after `Resume`, so that the bar of a resumed run starts at its epoch.
 
     Args:
         evaluator: the validation engine whose key metric is shown.
@@ -31,3 +32,14 @@ class TrainProgress(CaseProgress):
             shown[name] = f"{metrics[name]:.3f}"
         self.bar.set_postfix(shown, refresh=False)
         super().advance(engine)
+
+
+class EpochStats(StatsHandler):
+    """MONAI's `StatsHandler`, which logs the traceback of whatever ends the run, be it Ctrl-C or an error in the input.
+
+    Here the error is only raised again, as `scripts.common.errors.print_error` shows it once, at the end.
+    """
+
+    def exception_raised(self, _engine: Engine, e: Exception) -> None:
+        """Raise the error again; without a handler of this event, Ignite does the same."""
+        raise e

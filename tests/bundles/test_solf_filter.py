@@ -285,7 +285,7 @@ def test_bad_files_do_not_stop_the_run(fitted, cohort, tmp_path):
         ({"rule": "sigma"}, "rule is 'sigma': give one of"),
         ({"rejected": "remove"}, "rejected is 'remove': give one of"),
         ({"label_table": "none.json"}, "none.json: is not a label table"),
-        ({"workers": -3}, "workers is -3: give a number of processes"),
+        ({"workers": -3}, "workers is -3: give a whole number from -1"),
         ({"qc": "maybe"}, "qc is 'maybe': give true or false."),
         ({"largest_component": "2"}, "largest_component is '2': give true or false."),
         ({"train#trainer#max_epochs": 7}, "max_epochs is 7: a cohort is measured once"),

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -6,8 +7,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from scripts.common.errors import InputError
+from scripts.solf.filter import LabelFilter
+from tools import pack as pack_module
 from tools.pack import ROOT, main, named_modules, pack, packed_modules
 
 
@@ -19,11 +23,13 @@ def test_modules_are_followed_through_their_imports():
     assert names(packed_modules(["scripts.io.writing.SaveLabelMapd"])) == {
         "scripts/__init__.py",
         "scripts/common/__init__.py",
+        "scripts/common/assets/settings.json",
+        "scripts/common/command_line.py",
         "scripts/common/errors.py",
         "scripts/common/files.py",
-        "scripts/common/flags.py",
         "scripts/common/label_maps.py",
         "scripts/common/names.py",
+        "scripts/common/settings.py",
         "scripts/io/__init__.py",
         "scripts/io/writing.py",
     }
@@ -42,9 +48,25 @@ def test_targets_at_any_depth_name_modules_and_prose_does_not():
     }
 
 
-def test_module_that_does_not_exist_is_refused():
-    with pytest.raises(InputError, match=r"^scripts\.none\.Thing: no such module below scripts"):
-        packed_modules(["scripts.none.Thing"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "scripts.none.Thing",
+        "scripts.io.writing.NoSuchClass",
+        "scripts.io",
+        "scripts./etc/passwd",
+        "scripts.../tools.pack",
+    ],
+)
+def test_module_or_class_that_does_not_exist_is_refused(name):
+    with pytest.raises(InputError, match=f"^{re.escape(name)}: not found below scripts; correct the config"):
+        packed_modules([name])
+
+
+def test_modules_in_expressions_are_packed_too():
+    assert named_modules({"a": "$scripts.common.names.stem(@x)", "b": "scripts.io is prose"}) == {
+        "scripts.common.names.stem"
+    }
 
 
 @pytest.mark.parametrize(
@@ -78,19 +100,152 @@ def test_assets_are_packed_with_their_modules():
     assert "index.html" not in {Path(name).name for name in names(packed_modules(["scripts.solf.features"]))}
 
 
-@pytest.mark.parametrize("weights", [True, False])
-def test_weights_are_packed_only_when_asked(tmp_path, weights):
-    bundle = tmp_path / "swin_bob_btcv"
-    shutil.copytree(ROOT / "bundles" / "swin_bob_btcv", bundle, symlinks=True)
-    (bundle / "models").mkdir(exist_ok=True)
-    (bundle / "models" / "model.pt").write_bytes(b"weights")
-    with zipfile.ZipFile(pack(bundle, tmp_path, weights=weights)) as archive:
-        assert ("swin_bob_btcv/models/model.pt" in archive.namelist()) is weights
+@pytest.fixture
+def bundle(tmp_path):
+    """A copy of the filter's bundle, whose network is small."""
+    folder = tmp_path / "solf_filter"
+    shutil.copytree(ROOT / "bundles" / "solf_filter", folder, symlinks=True, ignore=shutil.ignore_patterns("runs"))
+    (folder / "models").mkdir(exist_ok=True)
+    return folder
+
+
+def fitted_state():
+    network = LabelFilter()
+    network.voting[:3], network.votes[...] = True, 2
+    return network.state_dict()
+
+
+def test_weights_are_packed_only_when_asked(bundle, tmp_path):
+    torch.save(fitted_state(), bundle / "models" / "model.pt")
+    for weights in (True, False):
+        with zipfile.ZipFile(pack(bundle, tmp_path, weights=weights)) as archive:
+            assert ("solf_filter/models/model.pt" in archive.namelist()) is weights
 
 
 def test_folder_that_is_not_a_bundle_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no configs/metadata.json, so this is not a bundle"):
         pack(tmp_path, tmp_path)
+
+
+def metadata(bundle, **changes):
+    path = bundle / "configs" / "metadata.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def config(bundle, text):
+    (bundle / "configs" / "train.json").write_text(text)
+
+
+TRAIN, METADATA = "configs/train.json", "configs/metadata.json"
+DAMAGES = {
+    "version out of the folder": (
+        lambda b: metadata(b, version="../../evil"),
+        f"{METADATA}: version is '../../evil', need one such as 1.2.3",
+    ),
+    "version is a number": (lambda b: metadata(b, version=1.2), f"{METADATA}: version is 1.2, need one such as 1.2.3"),
+    "no version": (lambda b: metadata(b, version=None), f"{METADATA}: version is None, need one such as 1.2.3"),
+    "no commands": (
+        lambda b: metadata(b, command_modules=None),
+        f"{METADATA}: command_modules is None, need a list of modules",
+    ),
+    "command elsewhere": (
+        lambda b: metadata(b, command_modules=["os.system"]),
+        f"{METADATA}: command_modules is ['os.system'], need a list of modules",
+    ),
+    "command that does not exist": (
+        lambda b: metadata(b, command_modules=["scripts.none"]),
+        f"{METADATA}: scripts.none: not found below scripts; correct the config or command_modules",
+    ),
+    "metadata is a list": (
+        lambda b: (b / METADATA).write_text("[]"),
+        f"{METADATA}: not a mapping of names to settings",
+    ),
+    "broken JSON": (lambda b: config(b, "{"), f"{TRAIN}: not JSON (JSONDecodeError: Expecting property name"),
+    "binary config": (lambda b: (b / TRAIN).write_bytes(b"\xff\xfe"), f"{TRAIN}: not JSON (UnicodeDecodeError:"),
+    "deep JSON": (lambda b: config(b, "[" * 100_000), f"{TRAIN}: not JSON (RecursionError:"),
+    "module that does not exist": (
+        lambda b: config(b, '{"a": {"_target_": "scripts.none.Thing"}}'),
+        f"{TRAIN}: scripts.none.Thing: not found below scripts",
+    ),
+    "link out of the bundle": (
+        lambda b: (b / "docs" / "more.md").symlink_to("/etc/hostname"),
+        "docs/more.md: a link to a file outside of the bundle",
+    ),
+    "page that links elsewhere": (
+        lambda b: (b / "docs" / "more.md").write_text("[x](../../../README.md) [y](README.md#top) [z](https://x.org)"),
+        "docs/more.md: links to ../../../README.md, which is not packed",
+    ),
+    "name with a newline": (lambda b: (b / "docs" / "a\nb").touch(), "docs/a\\nb: a name that cannot be printed"),
+    "no licence": (lambda b: (b / "LICENSE").unlink(), "LICENSE: missing"),
+    "no page": (lambda b: (b / "docs" / "README.md").unlink(), "docs/README.md: missing"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_bundle_is_refused_and_nothing_is_written(bundle, tmp_path, damage):
+    change, message = DAMAGES[damage]
+    change(bundle)
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        pack(bundle, tmp_path / "out")
+    assert str(caught.value).startswith(f"{bundle}: 1 problem; nothing was packed, correct these files\n")
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_problems_of_a_bundle_are_named(bundle, tmp_path):
+    metadata(bundle, version="x", command_modules=3)
+    config(bundle, "{")
+    (bundle / "LICENSE").unlink()
+    with pytest.raises(InputError, match="4 problems; nothing was packed"):
+        pack(bundle, tmp_path)
+
+
+def other_state():
+    return fitted_state() | {"votes": torch.tensor(9)}
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: None, "models/model.pt: missing"),
+        (lambda path: path.write_bytes(b"weights"), "model.pt: not a PyTorch checkpoint, or corrupted"),
+        (lambda path: torch.save({"a": torch.zeros(1)}, path), "model.pt: weights of another network: 7 of 7 tensors"),
+        (lambda path: torch.save(other_state(), path), "not the thresholds of a fit: votes is 9 for 3 voting features"),
+    ],
+)
+def test_weights_that_do_not_load_are_refused(bundle, tmp_path, write, message):
+    write(bundle / "models" / "model.pt")
+    with pytest.raises(InputError, match=re.escape(message)):
+        pack(bundle, tmp_path / "out", weights=True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["solf_filter", "nope"],
+            "error: nope: no such bundle; give some of solf_filter, swin_bob_brats, swin_bob_btcv",
+        ),
+        (["../tests"], "error: ../tests: no such bundle; give some of"),
+        (["solf_filter", "--out", str(ROOT / "LICENSE")], "LICENSE: cannot be written (File exists); set another out"),
+    ],
+)
+def test_bad_arguments_end_with_2_and_one_message(tmp_path, caplog, arguments, message):
+    assert main(["--out", str(tmp_path / "out"), *arguments]) == 2
+    assert len(caplog.messages) == 1
+    assert message in caplog.messages[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_weights_of_all_bundles_are_named_before_one_is_packed(tmp_path, caplog, monkeypatch):
+    shutil.copytree(
+        ROOT / "bundles", tmp_path / "bundles", symlinks=True, ignore=shutil.ignore_patterns("models", "runs")
+    )
+    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
+    monkeypatch.setattr(pack_module, "ROOT", tmp_path)
+    assert main(["--weights", "--out", str(tmp_path / "out")]) == 2
+    assert caplog.text.count("models/model.pt: missing") == 3
+    assert not (tmp_path / "out").exists()
 
 
 def test_all_bundles_are_packed_by_default(tmp_path):

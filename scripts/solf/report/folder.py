@@ -21,6 +21,7 @@ from scripts.common.errors import InputError
 ASSETS = Path(__file__).with_name("assets")
 DIGITS, MIN_MAGNITUDE = 4, 1e-99
 _TEMPORARY = ".tmp-qc-"
+_FOLDERS = ("data", "lib", "pictures")
 _LIBRARIES = {
     "bokeh.min.js": ("bokeh", "bokeh/server/static/js/bokeh.min.js"),
     "bokeh-api.min.js": ("bokeh", "bokeh/server/static/js/bokeh-api.min.js"),
@@ -28,6 +29,34 @@ _LIBRARIES = {
     "datatables.css": ("itables", "itables/html/dt_bundle.css"),
 }
 _EXPORTS = re.compile(r"\bexport\{([\w$, ]*)\};?$", re.MULTILINE)
+
+
+def check_report(final: Path) -> None:
+    """Check what a report needs, before anything is computed.
+
+    Args:
+        final: the folder of the report; it need not exist.
+
+    Raises:
+        InputError: `final` exists and is not a report, or a library is not installed or not in the expected form.
+    """
+    _check_replaceable(final)
+    _library_files()
+
+
+def _check_replaceable(final: Path) -> None:
+    if final.is_symlink() or (final.exists() and not final.is_dir()):
+        raise InputError(f"{final}: is not a folder, so it is not a report; move it away.")
+    own = {*_FOLDERS, *(asset.name for asset in ASSETS.iterdir())}
+    foreign = {path.name for path in final.glob("[!.]*")} - own
+    if foreign:
+        raise InputError(f"{final}: holds {min(foreign)}, so it is not a report; move it away.")
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the reports that killed runs left in a folder; call this only if no other run writes there."""
+    for leftover in folder.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(leftover)
 
 
 @contextmanager
@@ -41,15 +70,13 @@ def whole_folder(final: Path) -> Iterator[Path]:
         final: the folder to write; an older report stays there until the new one is complete.
 
     Raises:
-        InputError: `final` exists and is not a report.
+        InputError: `final` exists and is not a report, or cannot be written.
     """
-    if final.exists() and not (final / "index.html").is_file():
-        raise InputError(f"{final}: exists and holds no index.html, so it is not a report; move it away.")
+    _check_replaceable(final)
     final.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in final.parent.glob(f"{_TEMPORARY}*"):
-        shutil.rmtree(leftover)
+    remove_unfinished(final.parent)
     temporary = final.with_name(_TEMPORARY + secrets.token_hex(8))
-    for name in ("data", "lib", "pictures"):
+    for name in _FOLDERS:
         (temporary / name).mkdir(parents=True)
     try:
         yield temporary
@@ -59,8 +86,11 @@ def whole_folder(final: Path) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             temporary.rename(final)
-    except BaseException:  # Ctrl-C too must leave nothing behind
+    except BaseException as error:  # Ctrl-C too must leave nothing behind
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):
+            why = error.strerror or error
+            raise InputError(f"{final}: cannot be written ({why}); free space or correct the folder.") from error
         raise
 
 
@@ -131,18 +161,23 @@ def copy_assets(folder: Path) -> None:
     """
     for asset in sorted(ASSETS.iterdir()):
         shutil.copyfile(asset, folder / asset.name)
-    for name, (package, path) in _LIBRARIES.items():
-        text = _packaged(package, path)
-        (folder / "lib" / name).write_text(_classic(text) if name == "datatables.js" else text, encoding="utf-8")
-    for package in sorted({package for package, _ in _LIBRARIES.values()}):
-        (folder / "lib" / f"{package}.LICENSE.txt").write_text(_license(package), encoding="utf-8")
+    for name, text in _library_files().items():
+        (folder / "lib" / name).write_text(text, encoding="utf-8")
+
+
+def _library_files() -> dict[str, str]:
+    """Return name to text of the files of libraries, and of their licenses."""
+    files = {name: _packaged(package, path) for name, (package, path) in _LIBRARIES.items()}
+    files["datatables.js"] = _classic(files["datatables.js"])
+    packages = sorted({package for package, _ in _LIBRARIES.values()})
+    return files | {f"{package}.LICENSE.txt": _license(package) for package in packages}
 
 
 def _packaged(package: str, path: str) -> str:
     """Read a file of an installed package, without importing the package."""
     try:
         return Path(str(distribution(package).locate_file(path))).read_text(encoding="utf-8")
-    except (PackageNotFoundError, FileNotFoundError) as error:
+    except (PackageNotFoundError, OSError) as error:
         raise InputError(
             f"the report needs {path} of the package {package}; pip install -r requirements.txt"
         ) from error

@@ -45,6 +45,15 @@ def test_relative_path_of_one_sequence(tmp_path, monkeypatch):
     assert case == {"image": [f"p1-{kind}.nii.gz" for kind in SEQUENCES], "case": "p1"}
 
 
+def test_of_two_labels_none_is_taken(tmp_path, caplog):
+    write_case(tmp_path)
+    for name in ("p1-seg.nii.gz", "p1_seg.nii"):
+        (tmp_path / name).touch()
+    (case,) = list_sequences(tmp_path)
+    assert "label" not in case
+    assert "p1: 2 files for seg (p1-seg.nii.gz, p1_seg.nii): none is used; keep one" in caplog.messages
+
+
 def test_incomplete_case_is_listed_and_fails_when_it_is_loaded(tmp_path):
     paths = write_case(tmp_path)
     (tmp_path / "p1-t1c.nii.gz").unlink()
@@ -89,6 +98,13 @@ def test_mixed_grids_are_one_problem_unless_resampled(resample):
 def test_label_must_lie_on_the_grid_of_t1c_if_sequences_are_resampled(resample):
     problems, grid = check_image(PATHS, MIXED, resample=resample)
     assert problems == []
+    assert grid is REFERENCE
+
+
+def test_sequences_of_other_regions_are_a_problem_also_if_resampled():
+    away = Grid(SHAPE, OBLIQUE + np.eye(4, k=3) * 1000)
+    (problem,), grid = check_image(PATHS, [REFERENCE, REFERENCE, REFERENCE, away], resample=True)
+    assert problem.startswith("p1-t1c.nii.gz: not all sequences show the region that it shows: t2f shares 0%")
     assert grid is REFERENCE
 
 

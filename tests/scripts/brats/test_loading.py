@@ -1,5 +1,6 @@
 import logging
 import re
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -74,6 +75,14 @@ def test_constant_sequence_is_named(tmp_path):
         load(paths)
 
 
+def test_two_sequences_of_the_same_voxels_are_refused(tmp_path):
+    paths = write_case(tmp_path)
+    shutil.copy(paths[0], paths[3])
+    message = f"{paths[0]}: holds the same voxels as {paths[3]}: give t1n, t1c, t2w, t2f, each once."
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        load(paths)
+
+
 def test_single_file_is_not_an_image_of_four_sequences(tmp_path):
     path = write_case(tmp_path)[0]
     with pytest.raises(InputError, match=r"p1-t1n.nii.gz: is a single file: list four, t1n, t1c, t2w, t2f, in this"):
@@ -104,7 +113,18 @@ def test_resampling_keeps_the_position_in_the_patient(tmp_path, caplog):
     # linear interpolation of a smooth ball of 100 on voxels of about 1 mm
     np.testing.assert_allclose(image[2], sampled(SHAPE, OBLIQUE, 3), atol=8)
     assert image[2].argmax() == image[1].argmax()
-    assert logged(caplog) == [f"{paths[1]}: resampled all sequences to its grid, without registering them"]
+    how = "resampled all sequences to its grid, without registering them; each covers at least 88 % of it"
+    assert logged(caplog) == [f"{paths[1]}: {how}"]
+
+
+@pytest.mark.parametrize("resample", [False, True])
+def test_sequence_a_metre_away_is_refused(tmp_path, resample):
+    away = OBLIQUE + np.eye(4, k=3) * 1000
+    paths = write_case(tmp_path)
+    nib.save(nib.Nifti1Image(nib.load(paths[2]).get_fdata(), away), paths[2])
+    message = "not all sequences show the region" if resample else "not all sequences lie on its grid: t2w has centre"
+    with pytest.raises(InputError, match=f"p1-t1c.nii.gz: {message}"):
+        load(paths, resample=resample)
 
 
 def test_resampling_agrees_with_scipy_on_a_coarser_grid(tmp_path):

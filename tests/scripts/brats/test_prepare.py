@@ -1,4 +1,6 @@
 import json
+import re
+import zlib
 from collections import Counter
 from functools import partial
 
@@ -6,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from scripts.brats import prepare as prepare_module
 from scripts.brats.inputs import check_image
 from scripts.brats.prepare import main, prepare_brats
 from scripts.brats.regions import LABEL_SETS
@@ -146,6 +149,52 @@ def test_impossible_number_of_folds_ends_the_command_line(longitudinal, capsys, 
     assert capsys.readouterr().err == f"prepare_brats: error: {message}\n"
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": -1}, "seed is -1: give 0 or more"),
+        ({"out": "list.txt"}, "list.txt: not a name for a datalist; give the path of a file that ends in .json"),
+        ({"out": ""}, ": not a name for a datalist; give the path of a file that ends in .json"),
+        ({"out": "BraTS-GLI-00000-000/BraTS-GLI-00000-000-t1n.nii.gz"}, "t1n.nii.gz: not a name for a datalist"),
+    ],
+)
+def test_bad_options_are_refused_and_nothing_is_written(longitudinal, options, message):
+    if "out" in options:
+        options = {"out": longitudinal / options["out"]}
+    before = sorted(longitudinal.rglob("*"))
+    with pytest.raises(InputError, match=re.escape(message)):
+        prepare_brats(longitudinal, **options)
+    assert sorted(longitudinal.rglob("*")) == before
+
+
+def test_cases_without_any_label_are_refused(tmp_path):
+    for number in range(5):
+        write_case(tmp_path, f"BraTS-GLI-0000{number}-000", NEW[:4])
+    with pytest.raises(InputError, match=r"none of 5 cases has a label, such as BraTS-GLI-00000-000-seg\.nii\.gz; add"):
+        prepare_brats(tmp_path)
+
+
+def test_images_that_are_in_no_case_are_named(longitudinal, caplog):
+    write_case(longitudinal, "label_alone", NEW[4:])
+    write_case(longitudinal, "other", ("-adc", "-t1gd"))
+    prepare_brats(longitudinal)
+    first = longitudinal / "label_alone" / "label_alone-seg.nii.gz"
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"{longitudinal}: left out 3 images that are in no case, such as {first}"
+    ]
+
+
+def test_interrupted_command_line_ends_with_130_and_one_line(longitudinal, capsys, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare_module, "find_cases", interrupt)
+    with pytest.raises(SystemExit) as caught:
+        main([str(longitudinal)])
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "prepare_brats: stopped, nothing was written\n"
+
+
 @pytest.mark.parametrize("make", ["nothing", "file", "folder of other files"])
 def test_source_without_cases_is_refused(tmp_path, make):
     source = tmp_path / "in"
@@ -165,7 +214,7 @@ def write_volumes(item_root, name, *, label_value=3, affine=None):
     item_root.mkdir(parents=True, exist_ok=True)
     for end in NEW:
         array = np.zeros((4, 5, 6), np.int16)
-        array[1:3] = label_value if end == "-seg" else 100
+        array[1:3] = label_value if end == "-seg" else zlib.crc32(f"{name}{end}".encode()) % 1000 + 1
         affines = {"-t2w": affine} if affine is not None else {}
         nib.save(nib.Nifti1Image(array, affines.get(end, np.eye(4))), item_root / f"{name}{end}.nii.gz")
 

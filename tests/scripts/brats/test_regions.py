@@ -1,5 +1,6 @@
 import itertools
 import logging
+import re
 
 import nibabel as nib
 import numpy as np
@@ -15,6 +16,7 @@ from scripts.brats.regions import (
     nesting_order,
     numbering,
     split_regions,
+    written_numbering,
 )
 from scripts.common.errors import InputError
 from scripts.common.fingerprint import fingerprint
@@ -23,8 +25,8 @@ from scripts.io.loading import LoadVolumed
 AFFINE = torch.tensor([[0.0, -1, 0, 5], [1, 0, 0, -7], [0, 0.2, 2, 1], [0, 0, 0, 1]], dtype=torch.float64)
 
 
-def label_map(values, **meta):
-    return MetaTensor(torch.tensor(values, dtype=torch.uint8).reshape(1, -1, 1, 1), affine=AFFINE, meta=meta)
+def label_map(values, dtype=torch.uint8, **meta):
+    return MetaTensor(torch.tensor(values, dtype=dtype).reshape(1, -1, 1, 1), affine=AFFINE, meta=meta)
 
 
 def merge_regions(masks):
@@ -38,6 +40,18 @@ def nothing_logged_yet(monkeypatch):
 
 
 # Numbering
+
+
+@pytest.mark.parametrize("value", [3, 4])
+def test_written_numbering_changes_the_enhancing_class(value):
+    assert written_numbering(value) == {3: value}
+
+
+@pytest.mark.parametrize("value", [-1, 0, 1, 2, 5, "4", 4.0, True, None])
+def test_other_enhancing_labels_are_refused(value):
+    message = f"enhancing_label is {value!r}: give 3 (BraTS 2023) or 4 (the years before)."
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        written_numbering(value)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +70,14 @@ def test_numbering_is_known_by_the_enhancing_class(values, kind):
             "a/seg.nii.gz: holds both 3 and 4, enhancing tumour in 2023 and in the years before: keep one.",
         ),
         (
+            [0, 1, 2**30],
+            "a/seg.nii.gz: holds the label values 1073741824; BraTS has 1, 2, 3 (2023) or 1, 2, 4 (older).",
+        ),
+        (
+            [-1, 0, 1, 2],
+            "a/seg.nii.gz: holds the label values -1; BraTS has 1, 2, 3 (2023) or 1, 2, 4 (older).",
+        ),
+        (
             [0, 1, 5, 9],
             "a/seg.nii.gz: holds the label values 5, 9; BraTS has 1, 2, 3 (2023) or 1, 2, 4 (older).",
         ),
@@ -63,7 +85,7 @@ def test_numbering_is_known_by_the_enhancing_class(values, kind):
 )
 def test_values_outside_both_numberings_are_refused_with_the_file(values, message):
     with pytest.raises(InputError) as caught:
-        BratsLabelsd("label")({"label": label_map(values, filename_or_obj="a/seg.nii.gz")})
+        BratsLabelsd("label")({"label": label_map(values, dtype=torch.int32, filename_or_obj="a/seg.nii.gz")})
     assert str(caught.value) == message
 
 

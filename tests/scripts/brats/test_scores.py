@@ -55,7 +55,7 @@ def test_regions_of_no_case_have_no_mean(tmp_path):
 
 def test_older_numbering_is_refused_with_the_case(tmp_path):
     older = torch.where(tumour() == 3, 4, tumour())
-    message = "p1: pred holds the classes [4], which regions lacks: name or remap them."
+    message = "segmented, but not scored: p1: pred holds the classes [4], which regions lacks: name or remap them."
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         evaluate([item(older, tumour(), case="p1")], [RegionScores(tmp_path, REGIONS)])
 

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -85,10 +86,35 @@ def test_finished_cases_do_not_depend_on_the_modules_that_a_process_has_imported
         assert journal.finished(cases) == {"a"}
 
 
+def test_times_are_compared_for_equality_only(path, cases, tmp_path, monkeypatch):
+    """The clock of the machine does not matter: it may go backwards, and files may come from the future."""
+    monkeypatch.setattr(module.time, "time", lambda: 0.0)
+    for seconds, finished in ((2**33, set()), (2**33, {"a"}), (2**31, set()), (-5, set()), (-5, {"a"})):
+        os.utime(tmp_path / "a.nii", (seconds, seconds))
+        with Journal(path, settings="") as journal:
+            assert journal.finished(cases) == finished
+            journal.put(cases[0], b"1")
+
+
+def test_other_content_of_the_same_size_and_time_is_not_detected(path, cases, tmp_path):
+    fill(path, cases)
+    file = tmp_path / "a.nii"
+    before = file.stat()
+    file.write_text("z")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with Journal(path, settings="epsilon 2") as journal:
+        assert journal.finished(cases) == {"a", "b", "c"}
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1000))
+    with Journal(path, settings="epsilon 2") as journal:
+        assert journal.finished(cases) == {"b", "c"}
+
+
 def test_file_that_changes_while_it_is_processed_is_not_finished(path, cases, tmp_path):
     with Journal(path, settings="") as journal:
         journal.finished(cases)
+        assert not journal.is_changed(cases[0])
         (tmp_path / "a.nii").write_text("changed before the function returned")
+        assert journal.is_changed(cases[0])
         journal.put(cases[0], b"of the old or the new?")
     with Journal(path, settings="") as journal:
         assert journal.finished(cases) == set()
@@ -110,6 +136,21 @@ def test_killed_process_keeps_what_was_committed_and_nothing_else(path, cases):
         journal.put(cases[1], b"2")
 
     killed_child(child)
+    with Journal(path, settings="") as journal:
+        assert journal.finished(cases) == {"a"}
+
+
+def test_killed_process_leaves_no_file_beside_the_journal_of_a_later_run_that_writes_nothing(path, cases):
+    def child():
+        journal = Journal(path, settings="")
+        journal.put(cases[0], b"1")
+        journal.commit()
+
+    killed_child(child)
+    assert len(list(path.parent.iterdir())) == 2
+    with Journal(path, settings="") as journal:
+        assert journal.finished(cases) == {"a"}
+    assert list(path.parent.iterdir()) == [path]
     with Journal(path, settings="") as journal:
         assert journal.finished(cases) == {"a"}
 
@@ -142,10 +183,10 @@ def test_finished_cases_are_found_without_reading_payloads(path, cases):
     assert "COVERING INDEX stamps" in str(plan)
 
 
-def test_second_run_in_the_same_folder_is_refused(path, cases):
+def test_file_is_locked_while_it_is_open(path, cases):
     with Journal(path, settings="") as journal:
         journal.put(cases[0], b"1")
-        with pytest.raises(InputError, match=r"journal\.sqlite: another run is using this folder; wait until it ends"):
+        with pytest.raises(InputError, match=r"journal\.sqlite: is open in another program; close it there, or set"):
             Journal(path, settings="")
         journal.put(cases[1], b"2")
     with Journal(path, settings="") as journal:
@@ -162,6 +203,27 @@ def test_second_process_is_refused_while_the_first_one_lives(path, cases):
     with Journal(path, settings=""):
         killed_child(child)
     assert path.with_name("refused").exists()
+
+
+def test_file_system_without_locks_is_no_obstacle(path, cases, monkeypatch):
+    """Network file systems may refuse locks, which SQLite takes for a locked file."""
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(module.fcntl, "lockf", no_locks)
+    with Journal(path, settings="") as journal, Journal(path, settings=""):  # SQLite asks for no lock
+        journal.put(cases[0], b"1")
+    monkeypatch.undo()
+    with Journal(path, settings="") as journal:
+        assert journal.finished(cases) == {"a"}
+
+
+def test_path_with_characters_of_addresses(tmp_path, cases):
+    path = tmp_path / "50% of a?b#c\udcff" / "journal.sqlite"
+    fill(path, cases)
+    assert path.is_file()
+    assert [entry.name for entry in path.parent.iterdir()] == ["journal.sqlite"]
 
 
 def foreign(path):

@@ -62,7 +62,7 @@ def test_reason_is_one_line():
 
 def test_reason_of_out_of_memory_names_the_settings():
     text = reason(torch.OutOfMemoryError("CUDA out of memory."))
-    assert text.endswith("CUDA out of memory. (lower sw_batch_size or patch_size, or set sw_device to cpu)")
+    assert text.endswith("CUDA out of memory. (lower sw_batch_size, batch_size or patch_size, or set sw_device to cpu)")
 
 
 def test_root_cause_is_the_first_input_error_or_else_the_last_cause():
@@ -110,8 +110,9 @@ def test_bug_is_printed_with_type_and_traceback(capsys):
     assert text.endswith("\nerror: ValueError: not enough values to unpack (expected 2, got 1)\n")
 
 
-def test_keyboard_interrupt_is_printed_as_python_does(capsys):
-    assert printed(raised(lambda: (_ for _ in ()).throw(KeyboardInterrupt)), capsys).endswith("KeyboardInterrupt\n")
+def test_keyboard_interrupt_is_printed_on_one_line(capsys):
+    text = printed(raised(lambda: (_ for _ in ()).throw(KeyboardInterrupt)), capsys)
+    assert text == "\nstopped by Ctrl-C: what was finished is kept; a training continues with resume true\n"
 
 
 @pytest.mark.parametrize(("error", "has_traceback"), [(InputError("a.nii: no such file"), False), (KeyError(1), True)])

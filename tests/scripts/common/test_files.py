@@ -1,3 +1,4 @@
+import errno
 import os
 import re
 import stat
@@ -73,9 +74,77 @@ def test_block_that_writes_nothing_is_an_error_and_keeps_the_old_file(tmp_path):
 
 def test_folder_under_the_final_name_is_an_error_without_leftover(tmp_path):
     (tmp_path / "data.json").mkdir()
-    with pytest.raises(OSError, match=r"data\.json"), atomic_path(tmp_path / "data.json") as temporary:
+    with (
+        pytest.raises(InputError, match=r"data\.json: cannot be written \(Is a directory\)"),
+        atomic_path(tmp_path / "data.json") as temporary,
+    ):
         temporary.touch()
     assert names_in(tmp_path) == ["data.json"]
+
+
+DISK_ERRORS = {
+    errno.ENOSPC: "No space left on device); free space, then run again.",
+    errno.EDQUOT: "Disk quota exceeded); free space, then run again.",
+    errno.EROFS: "Read-only file system); check the folder and its disk, then run again.",
+    errno.EIO: "Input/output error); check the folder and its disk, then run again.",
+    errno.ESTALE: "Stale file handle); check the folder and its disk, then run again.",
+    errno.EFBIG: "File too large); check the folder and its disk, then run again.",
+}
+
+
+@pytest.mark.parametrize("number", DISK_ERRORS)
+def test_error_of_the_disk_names_the_final_file_and_leaves_nothing(tmp_path, number):
+    (tmp_path / "a.csv").write_text("old")
+    with pytest.raises(InputError) as caught, atomic_path(tmp_path / "a.csv") as temporary:
+        temporary.write_text("ha")
+        raise OSError(number, os.strerror(number))
+    assert str(caught.value) == f"{tmp_path}/a.csv: cannot be written ({DISK_ERRORS[number]}"
+    assert names_in(tmp_path) == ["a.csv"]
+    assert (tmp_path / "a.csv").read_text() == "old"
+
+
+def test_delayed_error_of_the_disk_is_noticed_before_the_file_is_renamed(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(errno.EDQUOT, "quota")))
+    with pytest.raises(InputError, match="Disk quota exceeded"), atomic_path(tmp_path / "a.csv") as temporary:
+        temporary.write_text("whole")
+    assert names_in(tmp_path) == []
+
+
+def test_error_that_hides_one_of_the_disk_is_explained_too(tmp_path):
+    """`torch.save` raises a RuntimeError while it handles the error of the disk."""
+    with pytest.raises(InputError, match="No space left"), atomic_path(tmp_path / "a.pt") as temporary:
+        try:
+            temporary.touch()
+            raise OSError(errno.ENOSPC, "full")
+        finally:
+            raise RuntimeError("unexpected pos 64 vs 0")
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_stop_while_an_error_of_the_disk_is_handled_stays_a_stop(tmp_path, stop):
+    with pytest.raises(stop), atomic_path(tmp_path / "a.pt"):
+        try:
+            raise OSError(errno.ENOSPC, "full")
+        finally:
+            raise stop
+
+
+def test_unreadable_file_inside_of_the_block_is_not_blamed_on_the_written_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match="source"), atomic_path(tmp_path / "a.csv") as temporary:
+        temporary.write_bytes((tmp_path / "source").read_bytes())
+
+
+def test_file_in_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(InputError, match=r"out/a\.csv: cannot be written \((Not a directory|File exists)\)"):
+        write_text(tmp_path / "out" / "a.csv", "text")
+
+
+def test_full_disk_is_noticed_before_the_computation(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+    message = r"cannot be written \(No space left on device\); free space, or set another output folder"
+    with pytest.raises(InputError, match=message):
+        require_writable(tmp_path)
 
 
 def test_symbolic_link_is_replaced_and_its_target_untouched(tmp_path):

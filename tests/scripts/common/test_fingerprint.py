@@ -1,3 +1,4 @@
+import io
 import itertools
 import math
 import os
@@ -160,11 +161,34 @@ def test_thread_local_state_is_ignored():
         (object(), "object"),
         (math, "module"),
         (threading.Lock(), "lock"),
+        (io.BytesIO(), "BytesIO"),
     ],
 )
 def test_value_whose_state_cannot_be_read_is_refused(value, kind):
     with pytest.raises(InputError, match=rf"^a {kind} has no fingerprint: its state cannot be read\.$"):
         fingerprint({"key": [Holder(value)]})
+
+
+def nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.eye(3).to_sparse(), "a tensor of torch.float32 has no fingerprint: "),
+        (torch.zeros(2, device="meta"), "a tensor of torch.float32 has no fingerprint: "),
+        (torch.zeros(2, dtype=torch.bfloat16), "a tensor of torch.bfloat16 has no fingerprint: "),
+        (nested(5000), "a value has no fingerprint: it is nested too deeply."),
+    ],
+    ids=["sparse", "meta", "bfloat16", "nested"],
+)
+def test_value_that_cannot_be_described_is_refused(value, message):
+    with pytest.raises(InputError, match=f"^{message}"):
+        fingerprint(value)
 
 
 @pytest.mark.parametrize("package", ["monai", "torch", "numpy"])
@@ -244,7 +268,16 @@ def test_file_of_the_longest_module_is_found(package, name, file):
 
 
 def test_name_outside_the_folder_has_no_file(package):
-    assert module_file("numpy.array", package.parent) is None
+    (package.parent / "evil.py").touch()
+    for name in ("numpy.array", f"scripts.{package.parent}/evil", "scripts.../evil", "", "scripts."):
+        assert module_file(name, package.parent) is None
+
+
+@pytest.mark.parametrize("content", [b"def broken(:", b"\xff\xfe", b"x = 1\0"])
+def test_file_that_is_not_python_is_named(package, content):
+    (package / "data" / "sibling.py").write_bytes(content)
+    with pytest.raises(InputError, match=r"sibling\.py: not Python \(.*\); correct or restore it\."):
+        imported_modules([package / "data" / "steps.py"], package.parent)
 
 
 PRINT_FINGERPRINT = """

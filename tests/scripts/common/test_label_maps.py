@@ -53,6 +53,18 @@ def test_empty_volume_has_no_voxels(shape):
     assert count_voxels(np.zeros(shape, np.uint8)).sum() == 0
 
 
+def test_class_id_whose_counts_would_take_gigabytes_is_refused():
+    with pytest.raises(InputError, match=r"^the label map holds 1073741824: class ids end at 65535, renumber it\.$"):
+        count_voxels(np.full((2, 2, 2), 2**30))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3e9])
+def test_value_that_no_class_id_has_is_refused_without_a_warning(value):
+    with pytest.raises(InputError, match=r"^label holds .*, not a class id"):
+        as_label_array(np.array([1, value]), name="label")
+
+
 def test_negative_class_id_is_refused():
     with pytest.raises(InputError, match=r"^the label map holds -3: class ids start at 0, renumber it\.$"):
         count_voxels(np.full((2, 2, 2), -3, np.int16))

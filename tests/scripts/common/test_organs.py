@@ -18,8 +18,8 @@ def test_btcv_pairs_are_kidneys_and_adrenals():
     [
         ({"1": "right lung"}, "class 1 'right lung' has no contralateral class 'left lung': add it to channel_def."),
         (
-            {"4": "left lung", "2": "left rib"},
-            "classes [2, 4] are 'left' without a 'right' class: add it to channel_def.",
+            {"1": "left lung", "2": "left rib"},
+            "classes [1, 2] are 'left' without a 'right' class: add it to channel_def.",
         ),
     ],
 )
@@ -34,7 +34,30 @@ def test_contralateral_labels_map_both_sides_to_each_other():
 
 
 def test_foreground_classes_are_ordered_by_id():
-    assert list(foreground_classes({"10": "x", "0": "background", "2": "y"}).items()) == [(2, "y"), (10, "x")]
+    assert list(foreground_classes({"10": "x", "2": "y"}).items()) == [(2, "y"), (10, "x")]
+    assert list(foreground_classes({"2": "x", "0": "background", "1": "y"}).items()) == [(1, "y"), (2, "x")]
+
+
+@pytest.mark.parametrize(
+    ("channel_def", "message"),
+    [
+        (
+            {"0": "background", "1": "a", "3": "b"},
+            "channel_def has 3 classes, but not the index 2: leave no index out.",
+        ),
+        ({"1": "a", "2": "a"}, "channel_def has index 2 or name 'a' twice: give each class one of its own."),
+        ({"1": "a", "01": "b"}, "channel_def has index 01 or name 'b' twice: give each class one of its own."),
+        ({"one": "a"}, "channel_def names the index 'one' 'a': give whole numbers from 0 and text."),
+        ({"-1": "a"}, "channel_def names the index '-1' 'a': give whole numbers from 0 and text."),
+        ({1.5: "a"}, "channel_def names the index 1.5 'a': give whole numbers from 0 and text."),
+        ({"1": None}, "channel_def names the index '1' None: give whole numbers from 0 and text."),
+        ({"1": " "}, "channel_def names the index '1' ' ': give whole numbers from 0 and text."),
+    ],
+)
+def test_bad_channel_def_is_refused(channel_def, message):
+    for use in (foreground_classes, left_right_pairs):
+        with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+            use(channel_def)
 
 
 def test_organs_are_those_of_vibesegmentator():

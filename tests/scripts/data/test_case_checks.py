@@ -91,6 +91,21 @@ def test_check_image_gets_paths_and_grids_and_returns_the_grid_of_the_label(tmp_
     assert seen == [paths, [(4, 4, 4), SHAPE, None]]
 
 
+def test_copies_of_an_image_are_found(tmp_path):
+    cases = [write_case(tmp_path, image=f"i{n}.nii.gz", label=f"l{n}.nii.gz") for n in range(3)]
+    Path(cases[2]["image"]).write_bytes(Path(cases[0]["image"]).read_bytes())
+    copy = f"{cases[2]['image']}: holds the same voxels as {cases[0]['image']}; replace one of them"
+    assert problems(*cases) == [copy]
+    check_cases(cases, num_classes=14, allow_copies=True)
+    both = {"image": [cases[0]["image"], cases[2]["image"]]}
+    assert problems(both, allow_copies=True) == [copy], "in one image no two sequences are the same"
+
+
+def test_image_listed_twice_is_no_copy(tmp_path):
+    case = write_case(tmp_path)
+    check_cases([case, case], num_classes=14)
+
+
 # Labels
 
 SHIFTED = OBLIQUE + np.array([[0, 0, 0, 0.5]] + [[0] * 4] * 3)
@@ -168,7 +183,7 @@ def test_ignored_value_is_accepted_in_its_label_alone(tmp_path):
     cases = [write_case(tmp_path, image=f"i{n}.nii", label=f"l{n}.nii") for n in range(2)]
     for case in cases:
         with_values(0, 1, 255)(Path(case["label"]))
-    found = problems(*cases, ignored={cases[0]["label"]: 255})
+    found = problems({**cases[0], "ignored_label": 255}, cases[1])
     assert found == [f"{cases[1]['label']}: label values 255 are outside 0..13"]
 
 

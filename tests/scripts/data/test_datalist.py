@@ -272,7 +272,7 @@ def test_check_and_overlap_are_switched_by_text_too(tmp_path, no):
 def test_patient_in_training_and_validation_is_leakage(tmp_path):
     training, validation = ({**entry(n), "patient": "p1"} for n in (1, 2))
     write_json(tmp_path, {"training": [training], "validation": [validation], "test": [{**entry(3), "patient": "p1"}]})
-    with pytest.raises(InputError, match=r"\npatient p1: in training and validation$"):
+    with pytest.raises(InputError, match=r"\npatient p1: in training and validation\npatient p1: .* test$"):
         load_unchecked(tmp_path)
 
 

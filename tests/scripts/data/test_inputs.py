@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -8,8 +9,11 @@ import numpy as np
 import pytest
 
 from scripts.common.errors import InputError
+from scripts.data import inputs
 from scripts.data.inputs import list_cases
+from scripts.io.loading import LoadVolumed
 from tests.conftest import ROOT, SHARED_DATA
+from tests.scripts.io.dicom_files import write_series
 
 
 def write_volume(path):
@@ -70,6 +74,154 @@ def test_dicom_folder_is_one_case_and_so_is_one_of_its_slices(series):
 def test_folder_of_dicom_series_gives_each(series):
     shutil.copytree(series, series.parent / "another")
     assert [name for name, _ in names(series.parent)] == ["another", "series"]
+
+
+def test_series_in_a_folder_and_its_subfolders_are_all_listed(tmp_path):
+    """The index of a CD is not a series."""
+    write_series(tmp_path / "cd" / "s1")
+    (tmp_path / "cd" / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    assert [name for name, _ in names(tmp_path / "cd")] == ["s1"]
+    write_series(tmp_path / "cd")
+    assert [name for name, _ in names(tmp_path / "cd")] == ["cd", "s1"]
+
+
+def test_entries_named_as_volumes_that_are_none_fail_by_name(tmp_path):
+    """They were left out without a word."""
+    write_volume(tmp_path / "a.nii.gz")
+    (tmp_path / "folder.nii.gz").mkdir()
+    (tmp_path / "link.nii.gz").symlink_to("nothing")
+    (tmp_path / "loop.nii").symlink_to("loop.nii")
+    os.mkfifo(tmp_path / "pipe.nii")
+    cases = list_cases(tmp_path)
+    assert [case["case"] for case in cases] == ["a", "folder", "link", "loop", "pipe"]
+    for case in cases[1:]:
+        with pytest.raises(InputError, match=case["case"]):
+            LoadVolumed("image")(case)
+
+
+def test_what_is_left_out_is_named(tmp_path, caplog):
+    for name in ("b.nii.gz", "a.hdr", "a.img", "c.mha", "d.nrrd", "e.json", "deep/er/f.nii", ".g.nii"):
+        write_volume(tmp_path / name) if "nii" in name else (tmp_path / name).touch()
+    assert [name for name, _ in names(tmp_path)] == ["b"]
+    listed = "a.hdr, a.img, c.mha, d.nrrd, deep, ..."
+    assert caplog.messages == [f"{tmp_path}: left out 6 that are neither volume nor series: {listed}"]
+
+
+def test_folder_that_cannot_be_read_is_a_case_that_fails(tmp_path, monkeypatch):
+    write_volume(tmp_path / "a.nii.gz")
+    (tmp_path / "closed").mkdir()
+    iterdir = type(tmp_path).iterdir
+
+    def refuse(path):
+        if path.name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(type(tmp_path), "iterdir", refuse)
+    cases = list_cases(tmp_path)
+    assert [case["case"] for case in cases] == ["a", "closed"]
+    with pytest.raises(InputError, match=r"closed: cannot be read \(Permission denied\); correct its permissions\.$"):
+        LoadVolumed("image")(cases[1])
+    with pytest.raises(InputError, match=r"closed: cannot be read \(Permission denied\); correct the path\.$"):
+        list_cases(tmp_path / "closed")
+
+
+def test_unsafe_names_are_made_safe(tmp_path):
+    for name in (b"p9\xe9.nii", b"a\nb.nii", b"-x.nii", b"CON.nii", b"A.nii", b"a.nii", b"x" * 248 + b".nii"):
+        write_volume(tmp_path / os.fsdecode(name))
+    cases = list_cases(tmp_path)
+    assert {case["case"] for case in cases} >= {"p9_", "a_b", "_x", "_CON", "A", "a_2"}
+    assert {len(case["case"]) for case in cases} == {4, 3, 2, 1, 200}
+    for case in cases:
+        assert LoadVolumed("image")(case)["image"].shape == (1, 4, 4, 4)
+
+
+def refused(*arguments, **options):
+    with pytest.raises(InputError) as error:
+        list_cases(*arguments, **options)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("output", ["input", "input/.", "other/../input", "link"])
+def test_folder_of_the_inputs_is_no_folder_for_results(tmp_path, output):
+    write_volume(tmp_path / "input" / "a.nii.gz")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "link").symlink_to("input")
+    message = refused(tmp_path / "input", output_dir=tmp_path / output)
+    assert message.startswith(f"output_dir is {tmp_path / output}, where inputs lie ({tmp_path / 'input'}")
+    assert message.endswith("or be segmented by the next run; set output_dir to another folder.")
+    for fine in (tmp_path, tmp_path / "input" / "results", tmp_path / "new"):
+        assert len(list_cases(tmp_path / "input", output_dir=fine)) == 1
+
+
+def test_results_of_a_single_file_may_lie_beside_it_but_not_beside_its_label(tmp_path):
+    path = write_volume(tmp_path / "a.nii.gz")
+    assert len(list_cases(path, output_dir=tmp_path)) == 1
+
+    def find(path):
+        return [{"image": [str(path)], "case": str(path), "label": str(tmp_path / "a_seg.nii.gz")}]
+
+    assert f"where inputs lie ({tmp_path / 'a_seg.nii.gz'})" in refused(path, output_dir=tmp_path, find=find)
+
+
+def test_results_may_lie_neither_beside_images_of_a_datalist_nor_in_a_series(tmp_path):
+    write_volume(tmp_path / "imagesTs" / "a.nii")
+    (tmp_path / "list.json").write_text(json.dumps({"test": ["imagesTs/a.nii"]}))
+    assert len(list_cases(tmp_path / "list.json", output_dir=tmp_path)) == 1
+    assert "imagesTs/a.nii" in refused(tmp_path / "list.json", output_dir=tmp_path / "imagesTs")
+    write_series(tmp_path / "series")
+    assert "where inputs lie" in refused(tmp_path / "series", output_dir=tmp_path / "series")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"test": ["p9\xe9.nii"]}', "list.json: not readable as JSON ("),
+        (b"[" * 100_000, "list.json: not readable as JSON (maximum recursion depth exceeded"),
+        (b'{"test": [' + b'{"x":' * 100_000, "list.json: not readable as JSON (maximum recursion depth exceeded"),
+        (b'{"test": ["a\\ud800.nii"]}', r"test[0]: image is 'a\ud800.nii', need one path as text"),
+        (b"", "list.json: not readable as JSON ("),
+        (b"\0" * 99, "list.json: not readable as JSON ("),
+    ],
+)
+def test_hostile_datalist_is_refused(tmp_path, content, message):
+    (tmp_path / "list.json").write_bytes(content)
+    assert message in refused(tmp_path / "list.json")
+
+
+def test_huge_datalist_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs, "MAX_DATALIST_BYTES", 99)
+    (tmp_path / "list.json").write_text(json.dumps({"test": ["a.nii"] * 20}))
+    assert (
+        refused(tmp_path / "list.json")
+        == f"{tmp_path}/list.json: has 0 MB, too many for a datalist; give another file."
+    )
+
+
+@pytest.mark.parametrize("kind", [os.mkdir, os.mkfifo])
+def test_folder_or_pipe_named_as_a_datalist_is_refused(tmp_path, kind):
+    kind(tmp_path / "list.json")
+    message = "is a folder, a pipe or a device, not a datalist; give another path."
+    assert refused(tmp_path / "list.json").endswith(message)
+
+
+@pytest.mark.parametrize("source", ["", None, 5, ["a.nii"], "a\0.nii"])
+def test_input_that_is_no_path_is_refused(source):
+    assert refused(source) == f"input is {source!r}: give the path of a NIfTI file, a folder or a datalist."
+
+
+def test_path_that_is_too_long_is_refused(tmp_path):
+    assert refused(tmp_path / ("x" * 300)).endswith("x: cannot be read (File name too long); correct the path.")
+
+
+def test_pipe_is_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert "holds neither NIfTI" in refused(tmp_path / "pipe")
+
+
+def test_missing_path_is_shown_printably(tmp_path):
+    message = refused(tmp_path / os.fsdecode(b"p9\xe9\n"))
+    assert message.startswith(rf"{tmp_path}/p9\udce9\n: no such file or folder;")
 
 
 def test_cases_may_be_found_by_another_function(tmp_path):

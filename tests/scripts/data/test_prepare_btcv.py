@@ -1,5 +1,7 @@
 import errno
+import gzip
 import json
+import os
 import re
 import shutil
 import stat
@@ -7,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from collections import namedtuple
+from functools import cache
 from pathlib import Path
 
 import nibabel as nib
@@ -14,6 +17,7 @@ import numpy as np
 import pytest
 
 from scripts.common.errors import InputError
+from scripts.common.locks import FolderLock
 from scripts.data import prepare_btcv as prepare_module
 from scripts.data.datalist import load_datalist
 from scripts.data.prepare_btcv import main, prepare_btcv
@@ -29,8 +33,11 @@ def raw_names(training=(*TRAIN, *VALIDATE), test=TEST):
     return [name for pair in pairs for name in pair] + [f"Testing/img/img{n:04d}.nii.gz" for n in test]
 
 
-def content_of(name):
-    return name.encode() * 50
+@cache
+def content_of(name, size=10):
+    """A small volume, different for each name."""
+    voxels = np.random.default_rng(list(name.encode())).integers(0, 255, (size,) * 3, dtype=np.uint8)
+    return gzip.compress(nib.Nifti1Image(voxels, np.eye(4)).to_bytes(), mtime=0)
 
 
 def write_zip(path, names=None, *, extra=(), root="RawData/"):
@@ -79,10 +86,10 @@ def test_unzipped_folder_gives_the_same_as_the_zip(tmp_path, root):
 
 
 def test_result_is_read_by_load_datalist(tmp_path):
-    volume = nib.Nifti1Image((np.arange(64) % 14).reshape(4, 4, 4).astype(np.uint8), np.eye(4))
-    for name in raw_names(training=[1, 2, 40], test=[61]):
+    for n, name in enumerate(raw_names(training=[1, 2, 40], test=[61])):
         (tmp_path / "raw" / name).parent.mkdir(parents=True, exist_ok=True)
-        nib.save(volume, tmp_path / "raw" / name)
+        voxels = ((np.arange(64) + n) % 14).reshape(4, 4, 4).astype(np.uint8)
+        nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "raw" / name)
     prepare_btcv(tmp_path / "raw", tmp_path / "out")
     lists = load_datalist(tmp_path / "out", num_classes=14)
     names = {section: [item["case"] for item in items] for section, items in lists.items()}
@@ -149,7 +156,9 @@ def patch_central_directory(path, offset, value):
 DAMAGES = {
     "img0080.nii.gz is encrypted; unzip it by hand and give the folder": lambda p: patch_central_directory(p, 8, 1),
     "img0080.nii.gz is compressed by method 9; unzip it by hand": lambda p: patch_central_directory(p, 10, 9),
-    "not a zip file, or corrupted (Bad CRC-32 for file": lambda p: patch_central_directory(p, 16, 4711),
+    "img0080.nii.gz: not a whole NIfTI volume (BadZipFile: Bad CRC-32 for file": lambda p: patch_central_directory(
+        p, 16, 4711
+    ),
     "not a zip file, or corrupted (File is not a zip file); download it again": lambda p: p.write_text("<html>"),
     "not a zip file, or corrupted (zip file version 9.9)": lambda p: patch_central_directory(p, 6, 99),
     "not a zip file, or corrupted (": lambda p: p.write_bytes(p.read_bytes()[:-500]),
@@ -157,13 +166,12 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("message", DAMAGES)
-def test_unreadable_zip_is_refused_and_leaves_no_datalist(tmp_path, message):
+def test_unreadable_zip_is_refused_before_anything_is_written(tmp_path, message):
     source = write_zip(tmp_path / "r.zip")
     DAMAGES[message](source)
     with pytest.raises(InputError, match=re.escape(message)):
         prepare_btcv(source, tmp_path / "out")
-    assert not (tmp_path / "out/dataset_0.json").exists()
-    assert not [name for name in files_in(tmp_path) if ".tmp-" in name]
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -194,7 +202,7 @@ def test_incomplete_source_is_refused(tmp_path, names, message, kind):
 
 def test_zip_bomb_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_module, "MAX_FILE_BYTES", 1000)
-    message = r"RawData/Training/img/img0001\.nii\.gz unpacks to 1350 bytes, no scan has more than 1000"
+    message = r"RawData/Training/img/img0001\.nii\.gz unpacks to \d+ bytes, no scan has more than 1000"
     with pytest.raises(InputError, match=message):
         prepare_btcv(write_zip(tmp_path / "r.zip"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -210,8 +218,94 @@ def test_more_than_fits_on_the_disk_is_refused(tmp_path, monkeypatch):
 
 def test_out_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "out").touch()
-    with pytest.raises(InputError, match="out: not a folder; choose another OUT"):
+    with pytest.raises(
+        InputError, match=r"out: 1 problem; remove what is in the way, or choose another OUT\n.*not a folder"
+    ):
         prepare_btcv(write_zip(tmp_path / "r.zip"), tmp_path / "out")
+
+
+def test_everything_in_the_way_is_named(tmp_path):
+    out = tmp_path / "out"
+    (out / "labelsTr/label0002.nii.gz").mkdir(parents=True)
+    (out / "dataset_0.json").mkdir()
+    (out / "imagesTr").touch()
+    (out / "imagesTs").symlink_to(tmp_path / "none")
+    with pytest.raises(InputError, match="4 problems; remove what is in the way") as caught:
+        prepare_btcv(write_zip(tmp_path / "r.zip"), out)
+    named = [line.removeprefix(f"{out}/").split(":")[0] for line in str(caught.value).splitlines()[1:]]
+    assert sorted(named) == ["dataset_0.json", "imagesTr", "imagesTs", "labelsTr/label0002.nii.gz"]
+
+
+@pytest.mark.parametrize("inside", ["", "Training", "new/out"])
+def test_out_inside_of_the_source_is_refused(tmp_path, inside):
+    source = write_folder(tmp_path / "raw", raw_names())
+    with pytest.raises(InputError, match=r"lies in .*raw, which is not changed; choose another OUT"):
+        prepare_btcv(source, source / inside)
+    assert files_in(source) == sorted(raw_names())
+
+
+def test_out_that_another_run_is_writing_to_is_refused(tmp_path):
+    with FolderLock(tmp_path / "out"), pytest.raises(InputError, match="another run is using this folder"):
+        prepare_btcv(write_zip(tmp_path / "r.zip"), tmp_path / "out")
+
+
+def changed_header(**fields):
+    volume = nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4))
+    content = bytearray(volume.to_bytes())
+    header = nib.Nifti1Header(bytes(content[:348]), check=False)
+    for name, value in fields.items():
+        header[name] = value
+    content[:348] = header.binaryblock
+    return gzip.compress(content)
+
+
+DAMAGED_MEMBERS = {
+    "empty": (b"", "no NIfTI header"),
+    "web page": (b"<html>404</html>", "Not a gzipped file (b'<h')"),
+    "not NIfTI": (gzip.compress(b"x" * 1000), "no NIfTI header"),
+    "cut off": (content_of("x")[:-200], "Compressed file ended before the end-of-stream marker was reached"),
+    "flipped byte": (content_of("x")[:600] + b"\0" + content_of("x")[601:], ""),
+    "too few voxels": (changed_header(dim=[3, 4, 4, 5, 1, 1, 1, 1]), "its header announces 432 bytes, it holds 416"),
+    "negative size": (
+        changed_header(dim=[3, -4, 4, 4, 1, 1, 1, 1]),
+        "its header announces -4 x 4 x 4 voxels, a scan has",
+    ),
+    "huge": (changed_header(dim=[3, 32767, 32767, 32767, 1, 1, 1, 1]), "a scan has at most 1073741824"),
+    "no number": (changed_header(vox_offset=np.nan), "cannot convert float NaN to integer"),
+    "unknown type": (changed_header(datatype=999), "KeyError: 999"),
+    "goes on": (
+        gzip.compress(gzip.decompress(content_of("x")) + bytes(3 << 20)),
+        "its header announces 1352 bytes, it",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["zip", "folder"])
+def test_files_that_are_no_whole_volumes_are_all_named_before_anything_is_written(tmp_path, kind):
+    source = write_folder(tmp_path / "raw", raw_names())
+    targets = [source / name for name in raw_names()[3::7]]
+    for target, (content, _) in zip(targets, DAMAGED_MEMBERS.values(), strict=False):
+        target.write_bytes(content)
+    if kind == "zip":
+        source = Path(shutil.make_archive(str(tmp_path / "r"), "zip", source))
+    with pytest.raises(
+        InputError, match=f"{len(DAMAGED_MEMBERS)} problems; download or copy these files again"
+    ) as caught:
+        prepare_btcv(source, tmp_path / "out")
+    lines = dict(
+        re.fullmatch(r"(.*): not a whole NIfTI volume \((.*)\)", line).groups()
+        for line in str(caught.value).splitlines()[1:]
+    )
+    for target, (_, problem) in zip(targets, DAMAGED_MEMBERS.values(), strict=False):
+        name = str(target) if kind == "folder" else str(target.relative_to(tmp_path / "raw"))
+        assert problem in lines[name]
+    assert not (tmp_path / "out").exists()
+
+
+def test_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "r.zip")
+    with pytest.raises(InputError, match=r"r\.zip: neither a file nor a folder; give RawData\.zip"):
+        prepare_btcv(tmp_path / "r.zip", tmp_path / "out")
 
 
 def test_other_datalist_is_kept(tmp_path):
@@ -269,7 +363,7 @@ def test_stopped_run_leaves_complete_files_and_the_next_one_resumes(tmp_path, mo
         return replace(self, target)
 
     monkeypatch.setattr(Path, "replace", stop_at_the_fifth)
-    with pytest.raises((KeyboardInterrupt, OSError)):
+    with pytest.raises((KeyboardInterrupt, InputError)):
         prepare_btcv(source, out)
     assert len(files_in(out / "labelsTr")) == 4
     assert not (out / "dataset_0.json").exists()
@@ -280,15 +374,18 @@ def test_stopped_run_leaves_complete_files_and_the_next_one_resumes(tmp_path, mo
 
 
 def test_full_disk_leaves_no_partial_file(tmp_path):
-    source = write_zip(tmp_path / "r.zip")
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1340, 1340)); "
+    source = write_folder(tmp_path / "raw", raw_names())
+    (source / "Training/label/label0001.nii.gz").write_bytes(content_of("large", size=20))
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000)); "
     limit += "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
     code = f"{limit}from scripts.prepare_btcv import main; main([{str(source)!r}, {str(tmp_path / 'out')!r}])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
-    error = "prepare_btcv: error: [Errno 27] File too large; fix this and run again to resume\n"
-    assert done.stderr == error
-    assert files_in(tmp_path / "out") == []
+    error = (
+        f"{tmp_path}/out/labelsTr/label0001.nii.gz: cannot be written (File too large); check the folder and its disk"
+    )
+    assert done.stderr == f"prepare_btcv: error: {error}, then run again.\n"
+    assert {name.split("/")[0] for name in files_in(tmp_path / "out")} == {"imagesTr", "imagesTs"}
 
 
 def test_command_line_ends_with_0(tmp_path):

@@ -1,13 +1,18 @@
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Spacingd as MonaiSpacingd
 
+from scripts.common.errors import InputError
 from scripts.common.organs import ORGANS, left_right_pairs
-from scripts.data.transforms import RandLeftRightFlipd, Spacingd
+from scripts.data.case_checks import check_cases
+from scripts.data.transforms import CheckLabeld, RandLeftRightFlipd, Spacingd, with_label_check
 from scripts.io.loading import LoadVolumed
-from tests.scripts.io.volume_files import write_image
+from tests.scripts.io.volume_files import with_values, write_case, write_image, write_volume
 
 KIDNEYS = [(2, 3), (12, 13)]
 
@@ -38,6 +43,81 @@ def test_resampled_volume_is_that_of_monai(tmp_path):
     ours, monai = (spacing(**options)(data)["image"] for spacing in (Spacingd, MonaiSpacingd))
     torch.testing.assert_close(ours.as_tensor(), monai.as_tensor())
     torch.testing.assert_close(ours.affine, monai.affine)
+
+
+# Labels
+
+
+def load_checked(item, **options):
+    for transform in with_label_check([LoadVolumed(["image", "label"])], **(options or {"num_classes": 14})):
+        item = transform(item)
+    return item
+
+
+def test_sound_label_is_not_changed(tmp_path):
+    case = write_case(tmp_path)
+    label = load_checked(case)["label"]
+    assert torch.equal(label.as_tensor(), LoadVolumed("label")(case)["label"].as_tensor())
+
+
+def test_check_follows_the_transform_that_reads():
+    steps = with_label_check(["read", "orient", "resample"], num_classes=2)
+    assert [steps[0], *steps[2:]] == ["read", "orient", "resample"]
+    assert isinstance(steps[1], CheckLabeld)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        with_values(0.5, 3),
+        with_values(np.nan, np.inf),
+        with_values(-1),
+        with_values(*range(99)),
+        lambda path: write_volume(path, shape=(5, 6, 8)),
+        lambda path: write_volume(path, value=99, affine=np.eye(4)),
+    ],
+)
+def test_bad_label_is_refused_with_the_words_of_the_check_of_all_cases(spoil, tmp_path):
+    case = write_case(tmp_path)
+    spoil(Path(case["label"]))
+    with pytest.raises(InputError) as before:
+        check_cases([case], num_classes=14)
+    problems = [line.removeprefix(f"{case['label']}: ") for line in str(before.value).splitlines()[1:]]
+    with pytest.raises(InputError) as caught:
+        load_checked(case)
+    assert str(caught.value) == f"{case['label']}: {'; '.join(problems)}; correct the label or leave out the case"
+
+
+def test_value_that_the_item_ignores_is_accepted(tmp_path):
+    case = write_case(tmp_path)
+    with_values(1, 255)(Path(case["label"]))
+    with pytest.raises(InputError, match=r"label values 255 are outside 0\.\.13; correct"):
+        load_checked(case)
+    assert load_checked({**case, "ignored_label": 255})["label"].max() == 255
+
+
+def test_label_may_hold_the_values_of_any_one_set(tmp_path):
+    case = write_case(tmp_path)
+    sets = {"label_sets": [[0, 1, 2, 3], [0, 1, 2, 4]]}
+    for values in ((1, 3), (1, 4)):
+        with_values(*values)(Path(case["label"]))
+        load_checked(case, **sets)
+    with_values(3, 4)(Path(case["label"]))
+    with pytest.raises(InputError, match="label values 4 are outside 0, 1, 2, 3, and 3 are outside 0, 1, 2, 4"):
+        load_checked(case, **sets)
+
+
+def test_label_without_foreground_is_warned_about(tmp_path, caplog):
+    case = write_case(tmp_path)
+    write_volume(Path(case["label"]), value=0)
+    load_checked(case)
+    assert caplog.messages == [f"{case['label']}: the label is all background"]
+
+
+@pytest.mark.parametrize("options", [{}, {"num_classes": 1}, {"label_sets": [[0, 1], [0]]}])
+def test_check_without_classes_is_refused(options):
+    with pytest.raises(InputError, match=re.escape("give num_classes, 2 or more, or label_sets")):
+        CheckLabeld("label", **options)
 
 
 # Mirroring

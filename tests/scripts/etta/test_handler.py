@@ -157,7 +157,7 @@ def test_table_of_an_earlier_run_is_replaced_and_other_ranks_do_not_write(tmp_pa
     for names in ("a", "b"):
         evaluator(network, cases(names), handlers=[ETTAHandler(LENIENT, output_dir=tmp_path)]).run()
     assert pd.read_csv(tmp_path / "etta.csv")["case"].tolist() == ["b"]
-    monkeypatch.setattr("scripts.etta.handler.is_rank0", lambda: False)
+    monkeypatch.setattr("scripts.inference.table_handler.is_rank0", lambda: False)
     evaluator(network, cases("a"), handlers=[ETTAHandler(LENIENT, output_dir=tmp_path / "other")]).run()
     assert not (tmp_path / "other").exists()
 

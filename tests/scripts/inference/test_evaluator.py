@@ -1,4 +1,9 @@
 import csv
+import errno
+import os
+import shutil
+import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,14 +11,19 @@ from ignite.engine import Events
 from monai.data import DataLoader
 from monai.engines.utils import IterationEvents
 from monai.transforms import Compose, Lambda
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from scripts.common.errors import InputError
+from scripts.common.failures import write_failures
+from scripts.common.locks import FolderLock
 from scripts.inference.evaluator import CaseDataset, CaseEvaluator
 
 
 def transform(item):
     if item["image"] == "unreadable":
         raise InputError("p.nii.gz: cannot be read")
+    if item["image"] == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
     if item["image"] == "bug":
         _name, _suffix = (item["image"],)
     return {**item, "image": torch.full((1, 4, 4, 4), float(len(item["image"])))}
@@ -54,12 +64,120 @@ def fail_on(case, error):
     return postprocessing
 
 
-def test_no_failed_case_removes_the_list_of_an_earlier_run(tmp_path):
-    (tmp_path / "failed.csv").write_text("of an earlier run")
+def test_case_that_succeeds_leaves_the_list_of_failures_and_others_stay(tmp_path):
+    write_failures(tmp_path, {"c0": "old", "c1": "old", "other": "of another run"})
+    engine = evaluator(tmp_path, ["a", "unreadable"])
+    engine.run()
+    assert failed_rows(tmp_path)[1:] == [["c1", "p.nii.gz: cannot be read"], ["other", "of another run"]]
+    with pytest.raises(SystemExit, match="1 of 2 cases failed"):
+        engine.exit_if_failed()
+
+
+def test_list_of_failures_is_removed_when_its_last_case_succeeds(tmp_path):
+    write_failures(tmp_path, {"c0": "old"})
     engine = evaluator(tmp_path, ["a", "b"])
     engine.run()
     engine.exit_if_failed()
-    assert not (tmp_path / "failed.csv").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_evaluation_describes_its_own_cases_alone(tmp_path):
+    write_failures(tmp_path, {"other": "of another run"})
+    evaluator(tmp_path, ["a"], keep_earlier=False).run()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_list_of_failures_that_is_another_file_is_refused_before_the_first_case(tmp_path):
+    (tmp_path / "failed.csv").write_text("notes")
+    engine = evaluator(tmp_path, ["a"])
+    with pytest.raises(InputError, match=r"failed\.csv: its columns are not .* move the file away"):
+        engine.run()
+    assert engine.state.iteration == 0
+
+
+def test_evaluator_that_runs_again_forgets_the_failures_of_its_first_run(tmp_path):
+    bad = {"c1"}
+
+    def postprocessing(item):
+        if item["case"] in bad:
+            raise InputError("bad")
+        return item
+
+    engine = evaluator(tmp_path, ["a", "b"], postprocessing=postprocessing)
+    engine.run()
+    assert failed_rows(tmp_path)[1:] == [["c1", "bad"]]
+    bad.clear()
+    engine.run()
+    engine.exit_if_failed()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_stopped_run_keeps_the_reasons_so_far_and_frees_the_folder(tmp_path, stop):
+    write_failures(tmp_path, {"c0": "old", "c2": "old"})
+    engine = evaluator(tmp_path, ["unreadable", "b", "c"], postprocessing=fail_on("c1", stop()))
+    with pytest.raises(stop):
+        engine.run()
+    assert failed_rows(tmp_path)[1:] == [["c0", "p.nii.gz: cannot be read"], ["c2", "old"]]
+    assert [path.name for path in tmp_path.iterdir()] == ["failed.csv"]
+
+
+def test_reasons_are_printed_when_their_list_cannot_be_written(tmp_path, caplog, monkeypatch):
+    engine = evaluator(tmp_path, ["unreadable", "b"])
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    engine.run()
+    assert f"{tmp_path}/failed.csv: cannot be written (No space left on device); free space" in caplog.messages[-1]
+    with pytest.raises(SystemExit, match=r"c0: p\.nii\.gz: cannot be read"):
+        engine.exit_if_failed()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_second_run_into_the_folder_is_refused_while_the_first_runs(tmp_path):
+    def run_another(item):
+        evaluator(tmp_path, ["a"]).run()
+        return item
+
+    engine = evaluator(tmp_path, ["a"], postprocessing=run_another)
+    engine.run()
+    assert f"{tmp_path}: another run is using this folder (host " in engine.failures["c0"]
+
+
+def test_other_ranks_take_no_lock_and_write_no_list(tmp_path, monkeypatch):
+    monkeypatch.setattr("scripts.inference.evaluator.is_rank0", lambda: False)
+    with FolderLock(tmp_path):
+        evaluator(tmp_path, ["unreadable"]).run()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cases_after_the_folder_was_removed_fail(tmp_path):
+    def remove(item):
+        if item["case"] == "c0":
+            shutil.rmtree(tmp_path / "out")
+        return item
+
+    engine = evaluator(tmp_path / "out", ["a", "b", "c"], postprocessing=remove)
+    engine.run()
+    why = f"{tmp_path}/out: was removed or replaced during the run; run again."
+    assert engine.failures == {"c1": why, "c2": why}
+    assert failed_rows(tmp_path / "out")[1:] == [["c1", why], ["c2", why]]
+
+
+def test_results_that_will_be_replaced_are_named_once_at_the_start(tmp_path, caplog):
+    for name in ("c0_seg.nii.gz", "c1_preview.png", "c2_x_seg.nii.gz", "c3_cleaned.nii.gz"):
+        (tmp_path / name).touch()
+    caplog.set_level("INFO", logger="scripts")
+    evaluator(tmp_path, ["a"] * 4).run()
+    assert caplog.messages[0] == f"{tmp_path}: replacing the results of 2 cases: c0, c3"
+
+
+def test_killed_loading_process_fails_its_case_alone(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
+    engine = evaluator(tmp_path, ["a", "killed", "c"], num_workers=1)
+    assert finished_cases(engine) == ["c0", "c2"]
+    ((case, why),) = failed_rows(tmp_path)[1:]
+    assert case == "c1"
+    assert why.startswith("the process that loads it was killed (SIGKILL, out of memory?); ")
+    assert "Traceback" not in caplog.text
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -147,7 +265,7 @@ def test_out_of_memory_names_the_settings_that_help(tmp_path):
     error = torch.OutOfMemoryError("CUDA out of memory")
     engine = evaluator(tmp_path, ["a"], postprocessing=fail_on("c0", error))
     engine.run()
-    assert "lower sw_batch_size or patch_size" in engine.failures["c0"]
+    assert "lower sw_batch_size, batch_size or patch_size" in engine.failures["c0"]
 
 
 def test_output_folder_that_cannot_be_written_is_refused_at_once(tmp_path):

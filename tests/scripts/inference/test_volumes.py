@@ -111,14 +111,8 @@ def test_failed_case_has_no_row(tmp_path):
     assert pd.read_csv(tmp_path / "volumes.csv")["case"].tolist() == ["a", "c"]
 
 
-def test_rows_of_an_earlier_run_are_replaced(tmp_path):
-    run([pair("old")], VolumesSaver(tmp_path, NAMES))
-    run([pair("new")], VolumesSaver(tmp_path, NAMES))
-    assert pd.read_csv(tmp_path / "volumes.csv")["case"].tolist() == ["new"]
-
-
 def test_other_ranks_do_not_write(tmp_path, monkeypatch):
-    monkeypatch.setattr("scripts.inference.volumes.is_rank0", lambda: False)
+    monkeypatch.setattr("scripts.inference.table_handler.is_rank0", lambda: False)
     run([pair("a")], VolumesSaver(tmp_path, NAMES))
     assert not list(tmp_path.iterdir())
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor, list_data_collate
-from monai.transforms import LoadImage
+from monai.transforms import LoadImage, Orientation
 
 from scripts.common.errors import InputError
 from scripts.io.loading import LoadVolumed
@@ -83,11 +83,13 @@ def test_the_case_itself_is_not_changed(tmp_path):
 
 
 def test_folder_is_read_as_a_dicom_series():
+    """MONAI's reader orders the slices by their numbers, which here run from head to feet."""
     folder = SHARED_DATA / "ct_dicom"
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent")
-    image = LoadVolumed("image")({"image": str(folder)})["image"]
-    monai = LoadImage(reader="PydicomReader", ensure_channel_first=True)(str(folder))
+    to_ras = Orientation("RAS", labels=None)
+    image = to_ras(LoadVolumed("image")({"image": str(folder)})["image"])
+    monai = to_ras(LoadImage(reader="PydicomReader", ensure_channel_first=True)(str(folder)))
     assert image.shape == (1, 512, 512, 20)
     torch.testing.assert_close(image.as_tensor(), monai.as_tensor())
     torch.testing.assert_close(image.affine, monai.affine)

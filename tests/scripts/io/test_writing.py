@@ -72,6 +72,11 @@ def test_file_is_named_after_the_input_if_there_is_no_case(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["ct_seg.nii.gz"]
 
 
+def test_name_of_the_input_is_made_safe(tmp_path):
+    SaveLabelMapd("pred", output_dir=tmp_path)({"pred": label_map(filename_or_obj="/data/x/" + "c" * 248 + ".nii")})
+    assert len(next(tmp_path.iterdir()).name) < 255
+
+
 def test_interrupted_write_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypatch):
     save = SaveLabelMapd("pred", output_dir=tmp_path)
     save({"pred": label_map(case="a")})
@@ -95,7 +100,7 @@ def test_full_disk_is_not_reported_as_a_missing_writer(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(nib, "save", fail)
-    with pytest.raises(OSError, match="No space left on device"):
+    with pytest.raises(InputError, match=r"a_seg\.nii\.gz: cannot be written \(No space left on device\); free space"):
         SaveLabelMapd("pred", output_dir=tmp_path)({"pred": label_map(case="a")})
 
 

@@ -1,6 +1,7 @@
 """Writes small volumes, sound ones and damaged ones."""
 
 import gzip
+import zlib
 
 import nibabel as nib
 import numpy as np
@@ -21,8 +22,8 @@ def write_array(path, array, *, affine=OBLIQUE):
 
 
 def write_image(path, *, affine=OBLIQUE, shape=SHAPE):
-    """Write a volume of random intensities, int16."""
-    array = np.random.default_rng(0).integers(-1000, 1000, shape)
+    """Write a volume of random intensities, int16, others for another file name."""
+    array = np.random.default_rng(zlib.crc32(path.name.encode())).integers(-1000, 1000, shape)
     return write_array(path, array.astype(np.int16), affine=affine)
 
 

@@ -10,6 +10,7 @@ import torch
 from monai.networks.nets import SwinUNETR
 
 from scripts.common.errors import InputError
+from scripts.common.locks import FolderLock
 from scripts.models.convert import convert, main
 from scripts.models.swin_unetr import is_legacy, patch_merging
 from scripts.models.weights import load_weights
@@ -102,6 +103,19 @@ def without_a_tensor(path):
     torch.save(state, path)
 
 
+def changed(key, change):
+    def write(path):
+        state = tiny().state_dict()
+        torch.save(state | {key: change(state[key])}, path)
+
+    return write
+
+
+def with_names(name, count):
+    return lambda path: torch.save(tiny().state_dict() | {name.format(n): torch.zeros(1) for n in range(count)}, path)
+
+
+BIAS_TABLE = "swinViT.layers1.0.blocks.0.attn.relative_position_bias_table"
 STRICT = "give the network the settings that the file was trained with, or use the file as pretrained weights."
 
 
@@ -137,8 +151,62 @@ STRICT = "give the network the settings that the file was trained with, or use t
             ("--legacy_merging", "false"),
             "trained with the patch merging of MONAI < 1.5; set legacy_merging to true.",
         ),
+        (
+            changed("out.conv.conv.weight", lambda t: t * torch.nan),
+            (),
+            "out.conv.conv.weight holds 36 values that are not finite: give other weights, or download or save them "
+            "again.",
+        ),
+        (
+            changed(BIAS_TABLE, lambda t: t[0, 0]),
+            (),
+            f"not a SwinUNETR, {BIAS_TABLE} is of shape (): give a file of its weights.",
+        ),
+        (
+            changed("swinViT.patch_embed.proj.weight", lambda t: t[:, :, 0, 0]),
+            (),
+            "not a SwinUNETR, swinViT.patch_embed.proj.weight is of shape (12, 2, 2): give a file of its weights.",
+        ),
+        (
+            changed("swinViT.patch_embed.proj.weight", lambda t: t[..., :0]),
+            (),
+            "not a SwinUNETR, swinViT.patch_embed.proj.weight is of shape (12, 2, 2, 2, 0): "
+            "give a file of its weights.",
+        ),
+        (
+            changed("swinViT.patch_embed.proj.weight", lambda t: t[:10].clone()),
+            (),
+            "its shapes are those of no SwinUNETR: in_channels=2, out_channels=3, feature_size=10, patch_size=2, "
+            "depths=(1, 2, 1, 1), num_heads=(1, 2, 1, 3), window_size=4, spatial_dims=3, use_v2=False (feature_size "
+            "should be divisible by 12.): give a file of its weights.",
+        ),
+        (
+            changed("swinViT.patch_embed.proj.weight", lambda t: torch.zeros(60_000, 2, 2, 2, 2)),
+            (),
+            "weights of another network: 0 of 121 tensors missing, 0 unexpected, 105 of another shape (first: "
+            f"swinViT.patch_embed.proj.bias: file (12,), network (60000,)); {STRICT}",
+        ),
+        (
+            with_names("swinViT.layers1.0.blocks.{}.x", 3000),
+            (),
+            "not a whole SwinUNETR, most tensors of its 3004 blocks are missing.",
+        ),
     ],
-    ids=["missing", "text", "pickled code", "encoder", "incomplete", "marked as legacy"],
+    ids=[
+        "missing",
+        "text",
+        "pickled code",
+        "encoder",
+        "incomplete",
+        "marked as legacy",
+        "NaN",
+        "no window",
+        "1-D",
+        "no patch",
+        "no feature size",
+        "60,000 features",
+        "3000 blocks",
+    ],
 )
 def test_bad_input_exits_with_2_logs_the_reason_and_writes_nothing(tmp_path, caplog, write, options, message):
     source, target = tmp_path / "in.pt", tmp_path / "out" / "model.pt"
@@ -154,6 +222,36 @@ def test_target_must_end_in_pt(tmp_path, name):
     message = f"{target}: not a name for weights: give a path that ends in .pt."
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         convert(tmp_path / "in.pt", target, legacy_merging=True)
+
+
+@pytest.mark.parametrize("kind", ["itself", "hard link", "folder"])
+def test_target_that_would_lose_something_is_refused(tmp_path, caplog, kind):
+    source, target = published(tmp_path / "in.pt", tiny()), tmp_path / "out.pt"
+    if kind == "folder":
+        target.mkdir()
+    elif kind == "hard link":
+        target.hardlink_to(source)
+    else:
+        target = source
+    before = source.read_bytes()
+    assert main([str(source), str(target)]) == 2
+    what = "a folder" if kind == "folder" else "the source itself"
+    assert caplog.messages == [f"{target}: is {what}: give another file."]
+    assert source.read_bytes() == before
+
+
+def test_target_in_a_folder_that_a_training_writes_to_is_refused(tmp_path, caplog):
+    with FolderLock(tmp_path / "models"):
+        assert main([str(published(tmp_path / "in.pt", tiny())), str(tmp_path / "models" / "model.pt")]) == 2
+    assert "models: another run is using this folder" in caplog.text
+
+
+def test_network_that_the_file_asks_for_is_not_built_before_its_shapes_fit(tmp_path, monkeypatch):
+    """A window of 50 makes an index of 125 GB in every block."""
+    changes = {BIAS_TABLE: torch.zeros(99**3, 1)}
+    torch.save(tiny().state_dict() | changes, tmp_path / "in.pt")
+    with pytest.raises(InputError, match=r"relative_position_index: file \(64, 64\), network \(125000, 125000\)"):
+        convert(tmp_path / "in.pt", tmp_path / "out.pt", legacy_merging=True)
 
 
 @pytest.mark.parametrize("error", [OSError("disk is slow\nand more"), RuntimeError("disk is slow\nat writer.cc")])

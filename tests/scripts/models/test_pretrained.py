@@ -92,6 +92,31 @@ def test_pretrained_weights_of_another_network_are_refused_before_any_is_loaded(
     assert_equal_states(network.state_dict(), state_of(seed=5))
 
 
+@pytest.mark.parametrize(
+    ("key", "change", "message"),
+    [
+        (PATCH_EMBEDDING, lambda t: t * torch.nan, "holds 96 values that are not finite"),
+        (PATCH_EMBEDDING, lambda t: t.to(torch.int32), "is of torch.int32, the network's of torch.float32"),
+        (PATCH_EMBEDDING, lambda t: t.expand(-1, 3, -1, -1, -1).int(), "is of torch.int32, the network's of torch"),
+        (PATCH_EMBEDDING, lambda t: t.repeat(1, 3, 1, 1, 1) * torch.inf, "holds 96 values that are not finite"),
+    ],
+    ids=["NaN", "integers", "integers to adapt", "infinite to adapt"],
+)
+def test_pretrained_weights_without_usable_values_are_refused_before_any_is_loaded(tmp_path, key, change, message):
+    state = state_of(seed=1)
+    path, network = saved(tmp_path / "w.pt", state | {key: change(state[key]).contiguous()}), tiny(seed=5)
+    with pytest.raises(InputError, match=f"^{re.escape(f'{path}: {key} {message}')}"):
+        load_pretrained(network, path)
+    assert_equal_states(network.state_dict(), state_of(seed=5))
+
+
+def test_values_of_tensors_that_are_not_loaded_do_not_matter(tmp_path):
+    state = state_of(seed=1, out_channels=14) | {"extra": torch.tensor([torch.nan])}
+    state["out.conv.conv.bias"] *= torch.nan
+    report = load_pretrained(tiny(), saved(tmp_path / "w.pt", state))
+    assert set(report.unused) == HEAD | {"extra"}
+
+
 @pytest.mark.parametrize("file_is_marked", [True, False])
 def test_legacy_network_takes_pretrained_weights_with_and_without_the_marker(tmp_path, file_is_marked):
     network, path = tiny(legacy=True), saved(tmp_path / "w.pt", state_of(seed=1, legacy=file_is_marked))

@@ -113,9 +113,13 @@ TORCHSCRIPT = "is a TorchScript archive: give the file of weights, model.pt."
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        pytest.param(lambda path: path.write_bytes(b""), CORRUPTED, id="empty"),
+        pytest.param(lambda path: path.write_bytes(b""), "is empty: download or save it again.", id="empty"),
         pytest.param(lambda path: path.write_text("case,organ\np1,liver\n"), CORRUPTED, id="text with c"),
-        pytest.param(lambda path: path.write_text("<html>404: not found</html>\n" * 40), CORRUPTED, id="web page"),
+        pytest.param(
+            lambda path: path.write_text("<html>404: not found</html>\n" * 40),
+            "is a web page: download the file itself.",
+            id="web page",
+        ),
         pytest.param(
             lambda path: path.write_bytes(saved(path, state_of()).read_bytes()[:5000]), CORRUPTED, id="cut off"
         ),
@@ -126,7 +130,7 @@ TORCHSCRIPT = "is a TorchScript archive: give the file of weights, model.pt."
         pytest.param(lambda path: saved(path, torch.nn.Linear(2, 2)), PICKLED_CODE, id="module"),
         pytest.param(lambda path: torch.jit.script(torch.nn.Linear(2, 2)).save(path), TORCHSCRIPT, id="TorchScript"),
         pytest.param(lambda path: None, "no such file: give the path of the weights.", id="missing"),
-        pytest.param(lambda path: path.mkdir(), "no such file: give the path of the weights.", id="folder"),
+        pytest.param(lambda path: path.mkdir(), "not a file: give the path of the weights.", id="folder"),
     ],
 )
 def test_file_without_weights_is_refused(tmp_path, write, message):
@@ -145,3 +149,59 @@ def test_pickled_code_is_refused_and_not_run(tmp_path, kind):
     assert not touched.exists()
     torch.load(path, weights_only=False)
     assert touched.exists(), "the file is harmless, so the test proves nothing"
+
+
+def test_damaged_numpy_number_is_refused_and_does_not_crash_the_process(tmp_path):
+    """NumPy's own unpickling of this number is a segmentation fault."""
+    path = tmp_path / "w.pt"
+    source = saved(tmp_path / "good.pt", {"state_dict": state_of(), "best_acc": np.float64(0.8)})
+    with zipfile.ZipFile(source) as good, zipfile.ZipFile(path, "w") as damaged:
+        for name in good.namelist():
+            damaged.writestr(name, good.read(name).replace(b"NNNJ\xff\xff\xff\xffJ", b"NJ\xff\xff\xff\xffJ"))
+    assert_equal_states(load_state_dict_file(path), state_of())
+
+
+def test_entry_marked_as_a_folder_is_refused(tmp_path):
+    """torch reads nothing from it, and takes the tensor's values from whatever is in memory."""
+    path = tmp_path / "w.pt"
+    with zipfile.ZipFile(saved(tmp_path / "good.pt", state_of())) as good, zipfile.ZipFile(path, "w") as damaged:
+        for entry in good.infolist():
+            content = good.read(entry)
+            entry.external_attr = 0x10 if entry.filename.endswith("data/1") else 0
+            damaged.writestr(entry, content)
+    with pytest.raises(InputError, match=r"w\.pt: not a PyTorch checkpoint, or corrupted"):
+        load_state_dict_file(path)
+
+
+def test_every_flipped_byte_of_an_archive_is_found_or_harmless(tmp_path):
+    state = {"a": torch.arange(40.0), "b": torch.arange(3)}
+    data, path, found = saved(tmp_path / "good.pt", state).read_bytes(), tmp_path / "w.pt", 0
+    for at in range(0, len(data), 5):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :])
+        try:
+            assert_equal_states(load_state_dict_file(path), state)
+        except InputError:
+            found += 1
+    assert found > 200
+
+
+def test_file_that_cannot_be_read_is_named_with_the_reason(tmp_path, monkeypatch):
+    path = saved(tmp_path / "w.pt", state_of())
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(InputError, match=r"w\.pt: cannot be read \(Permission denied\): give the path of the weights"):
+        load_state_dict_file(path)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_file_larger_than_the_memory_is_not_called_corrupted(tmp_path, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    path = saved(tmp_path / "w.pt", state_of())
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(InputError, match=r"w\.pt: needs more memory than there is, or is corrupted: download it again"):
+        load_state_dict_file(path)

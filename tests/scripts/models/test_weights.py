@@ -87,6 +87,36 @@ def test_weights_of_another_network_are_refused_before_any_is_loaded(tmp_path, c
     assert_equal_states(network.state_dict(), state_of(seed=5, legacy=legacy))
 
 
+class Thresholds(torch.nn.Module):
+    """Infinite buffers, which the module judges itself, and a layer whose values it does not judge."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.BatchNorm1d(2)
+        self.register_buffer("low", torch.tensor([-torch.inf, 0.0]))
+
+    def refuse_state(self, state, path):
+        if state["low"].isnan().any():
+            raise InputError(f"{path}: low is NaN")
+
+
+def test_only_buffers_that_a_module_judges_may_be_infinite(tmp_path):
+    network = Thresholds()
+    load_weights(network, saved(tmp_path / "w.pt", network.state_dict()))
+    for key in ("layer.weight", "layer.running_mean"):
+        path = saved(tmp_path / "w.pt", network.state_dict() | {key: torch.tensor([torch.inf, 0.0])})
+        with pytest.raises(InputError, match=rf"{key} holds 1 values that are not finite: give other weights"):
+            load_weights(network, path)
+    with pytest.raises(InputError, match=r"w\.pt: low is NaN"):
+        load_weights(network, saved(tmp_path / "w.pt", network.state_dict() | {"low": torch.tensor([torch.nan, 0])}))
+
+
+def test_number_of_bad_tensors_is_named(tmp_path):
+    state = {key: tensor * torch.nan for key, tensor in torch.nn.Linear(2, 1).state_dict().items()}
+    with pytest.raises(InputError, match=r"weight holds 2 values that are not finite \(and 1 more tensors\): give"):
+        load_weights(torch.nn.Linear(2, 1), saved(tmp_path / "w.pt", state))
+
+
 @pytest.fixture
 def distributed(tmp_path):
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)

@@ -97,12 +97,12 @@ def test_failed_case_has_no_picture(tmp_path):
 
 def test_prediction_on_another_grid_than_its_image_is_refused(tmp_path):
     shifted = ras_affine() + np.eye(4, k=3) * 5
-    message = r"^p1: the image does not lie on the grid of the prediction: centre 5\.0 mm away"
+    message = r"^segmented, but not drawn: p1: the image does not lie on the grid of the prediction: centre 5\.0"
     with pytest.raises(InputError, match=message):
         save_preview(tmp_path, affine=ras_affine(), image_affine=shifted)
 
 
 def test_image_without_a_file_is_refused():
     pred = MetaTensor(torch.from_numpy(organs())[None])
-    with pytest.raises(InputError, match=r'^p1: "image" does not name its file: load it with LoadVolumed\.$'):
+    with pytest.raises(InputError, match=r'not drawn: p1: "image" does not name its file: load it with LoadVolumed\.$'):
         run_saver(PreviewSaver("out", NAMES), {"case": "p1", "image": torch.zeros(1, 2, 2, 2)}, {"pred": pred})

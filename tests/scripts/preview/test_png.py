@@ -63,8 +63,26 @@ def test_label_is_drawn_as_a_second_row(tmp_path):
     assert 1.6 < two.shape[0] / one.shape[0] < 2.0
 
 
-def test_title_may_hold_any_character(tmp_path):
-    drawn(tmp_path, ct(), organs(), title=r"p_1 $x^{ \alpha")
+ODD_TEXTS = [r"p_1 $x^{ \alpha", r"a$\frac{$", "$", r"a\$b$c$", "a\nb\tc", "p9\udce9", "%s {}", "x" * 300, "_p"]
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS)
+def test_titles_and_names_of_organs_may_hold_any_character(tmp_path, text):
+    """Text between two dollar signs is a formula for matplotlib, which fails if it is invalid."""
+    plain = drawn(tmp_path, ct(), organs(), title="", class_names={1: "spleen", 2: "liver"})
+    titled = drawn(tmp_path, ct(), organs(), title=text, class_names={1: "spleen", 2: text})
+    assert titled.shape[0] > plain.shape[0]
+
+
+def test_dollar_signs_are_drawn_as_they_are(tmp_path):
+    formula = drawn(tmp_path, ct(), organs(), title="$x^2$")
+    other = drawn(tmp_path, ct(), organs(), title="$y^2$")
+    letters = drawn(tmp_path, ct(), organs(), title="x^2")
+    width = [
+        np.flatnonzero(picture[: picture.shape[0] // 20].max(axis=(0, 2)) > 100).size for picture in (formula, letters)
+    ]
+    assert width[0] > width[1]
+    assert not np.array_equal(formula, other)
 
 
 def split_at_legend(picture, gray):

@@ -2,9 +2,9 @@
 
 import numpy as np
 import torch
-from ignite.engine import Events
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
+from monai.engines.utils import IterationEvents
 
 TURN = np.array([[0.8, -0.6, 0.0], [0.6, 0.8, 0.0], [0.0, 0.0, 1.0]])
 
@@ -43,7 +43,7 @@ class FailedCase:
     """What a failed case leaves to the handlers after it: nothing."""
 
     def attach(self, engine):
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self)
 
     def __call__(self, engine):
         engine.state.batch, engine.state.output = [], []

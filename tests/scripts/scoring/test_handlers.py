@@ -102,7 +102,8 @@ def two_channels(data):
     return {**data, "pred": torch.cat([data["pred"]] * 2)}
 
 
-OTHER_GRID = "p1: the label does not lie on the grid of the prediction: "
+NOT_SCORED = "segmented, but not scored: p1"
+OTHER_GRID = f"{NOT_SCORED}: the label does not lie on the grid of the prediction: "
 
 
 @pytest.mark.parametrize(
@@ -115,8 +116,12 @@ OTHER_GRID = "p1: the label does not lie on the grid of the prediction: "
             (0.78, 0.78, 3),
             f"{OTHER_GRID}spacing 0.7 x 0.7 x 3 instead of 0.78 x 0.78 x 3 mm, centre 0.8 mm away.",
         ),
-        (drop_label, (2, 1, 3), 'p1: "label" is NoneType, not an image with an affine: load it or correct the key.'),
-        (two_channels, (2, 1, 3), 'p1: "pred" has shape (2, 16, 14, 12), need (1, X, Y, Z): reduce it to one channel.'),
+        (
+            drop_label,
+            (2, 1, 3),
+            f'{NOT_SCORED}: "label" is NoneType, not an image with an affine: load it or correct the',
+        ),
+        (two_channels, (2, 1, 3), f'{NOT_SCORED}: "pred" has shape (2, 16, 14, 12), need (1, X, Y, Z): reduce it to'),
     ],
 )
 def test_what_cannot_be_compared_is_refused(tmp_path, edit, spacing_mm, message):
@@ -134,9 +139,24 @@ def test_affines_that_differ_by_rounding_are_one_grid(tmp_path):
 
 def test_class_without_a_name_is_refused_with_the_case(tmp_path):
     label = cube((2, 2, 2))
-    message = "p1: pred holds the classes [7], which class_names lacks: name or remap them."
+    message = f"{NOT_SCORED}: pred holds the classes [7], which class_names lacks: name or remap them."
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         evaluate([item(label * 7, label, case="p1")], [OrganScores(tmp_path, NAMES)])
+
+
+def test_prediction_without_foreground_is_warned_about_and_scored(tmp_path, caplog):
+    label = cube((2, 2, 2))
+    evaluate([item(0 * label, label, case="p1")], [OrganScores(tmp_path, NAMES)])
+    assert "p1: the prediction is all background" in caplog.messages
+    assert pd.read_csv(tmp_path / "scores.csv")["dice"].tolist() == [0]
+    assert pd.read_csv(tmp_path / "summary.csv")["n_missed"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("tolerance", [-1, float("nan"), float("inf"), "2", None])
+def test_impossible_tolerance_is_refused_before_the_first_case(tmp_path, tolerance):
+    message = re.escape(f"tolerance_mm is {tolerance!r}: give a finite tolerance of 0 mm or more.")
+    with pytest.raises(InputError, match=f"^{message}$"):
+        OrganScores(tmp_path, NAMES, tolerance_mm=tolerance)
 
 
 def test_two_files_of_one_name_are_refused(tmp_path):

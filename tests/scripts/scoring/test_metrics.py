@@ -143,6 +143,12 @@ HALF = cube().astype(np.float32) / 2
         (cube(), {"tolerance_mm": -1}, "tolerance_mm is -1: give a finite tolerance of 0 mm or more."),
         (cube(value=7), {}, "pred holds the classes [7], which class_names lacks: name or remap them."),
         (cube(value=-1, dtype=np.int8), {}, "pred holds the classes [-1], which class_names lacks"),
+        (cube(value=2**30, dtype=np.int32), {}, "pred holds the classes [1073741824], which class_names lacks"),
+        (
+            np.arange(27000).reshape(30, 30, 30),
+            {},
+            f"pred holds the classes {[*range(5, 25)]}, which",
+        ),
         (HALF, {}, "pred holds 0.5, not a class id: resample label maps with nearest neighbour."),
     ],
 )

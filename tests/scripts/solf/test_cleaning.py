@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scripts.cohort.journal import Journal
 from scripts.common.errors import InputError
+from scripts.common.locks import FolderLock
 from tests.scripts.solf.conftest import AFFINE, small_map
 
 
@@ -44,18 +44,23 @@ def test_worker_processes_write_the_same_bytes(cohort_dataset, cleaner, tmp_path
     assert len(results(tmp_path / "one")) == 9
 
 
-def test_one_case(cohort_dataset, cleaner, tmp_path):
+def test_one_case(cohort_dataset, cleaner, tmp_path, caplog):
     cleaner(cohort_dataset(1), qc=True).run()
+    assert "earlier run" not in caplog.text
+    cleaner(cohort_dataset(1)).run()
+    assert "out/qc: is the report of an earlier run; set qc to true to write it anew" in caplog.text
     assert len(pd.read_parquet(tmp_path / "out" / "decisions.parquet")) == 3
     assert (tmp_path / "out" / "qc" / "index.html").is_file()
 
 
 def test_failed_cases_are_left_out_of_the_decisions(cohort_dataset, cleaner, tmp_path):
     dataset = cohort_dataset(6)
+    cleaner(dataset).run()
     for n in range(5):
         Path(dataset.data[n]["image"]).write_bytes(b"")
     run = cleaner(dataset, qc=True)
     run.run()
+    assert [path.name for path in (tmp_path / "out").glob("*.nii.gz")] == ["s05_cleaned.nii.gz"]
     assert set(run.failures) == {f"s{n:02d}" for n in range(5)}
     assert set(pd.read_parquet(tmp_path / "out" / "decisions.parquet")["case"]) == {"s05"}
     with pytest.raises(SystemExit, match="5 of 6 cases failed:"):
@@ -91,14 +96,16 @@ def test_temporary_files_of_a_killed_run_are_removed_but_not_those_of_a_run_in_p
     (tmp_path / "out").mkdir()
     temporary = tmp_path / "out" / ".tmp-0123456789abcdef.parquet"
     temporary.write_bytes(b"half a table")
-    with (
-        Journal(tmp_path / "out" / "journal.sqlite", settings=""),
-        pytest.raises(InputError, match="another run is using this folder"),
-    ):
-        cleaner(cohort_dataset(1)).run()
+    unfinished = tmp_path / "out" / ".tmp-qc-0123456789abcdef" / "data"
+    unfinished.mkdir(parents=True)
+    with FolderLock(tmp_path / "out"):
+        temporary.touch()
+        with pytest.raises(InputError, match="another run is using this folder"):
+            cleaner(cohort_dataset(1)).run()
     assert temporary.exists()
+    assert unfinished.exists()
     cleaner(cohort_dataset(1)).run()
-    assert not temporary.exists()
+    assert not list((tmp_path / "out").glob(".*"))
 
 
 def test_filter_that_rejects_a_quarter_of_all_labels_is_suspicious(cohort_dataset, cleaner, tmp_path, caplog):

@@ -113,6 +113,12 @@ def test_id_of_a_label_table_is_the_same_in_every_environment():
     assert LabelFilter().table_id.item() == 714582432  # as in version 0.1.0
 
 
+def test_label_table_with_one_side_of_an_organ_is_refused(json_file):
+    path = json_file({"1": "tonsil_right"})
+    with pytest.raises(InputError, match=f"{path}: class 1 'tonsil_right' has no contralateral class 'tonsil_left'"):
+        LabelFilter(label_table=path)
+
+
 def test_filter_without_thresholds_refuses_to_decide():
     with pytest.raises(InputError, match="has no thresholds yet: fit it, or load"):
         LabelFilter()(batch(small_map(0)))
@@ -121,8 +127,10 @@ def test_filter_without_thresholds_refuses_to_decide():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rejected": "delete"}, "rejected is 'delete': give one of ignore, background, drop_case."),
-        ({"drop_share": 1.5}, "drop_share is 1.5: give a share from 0 to 1."),
+        ({"rejected": "delete"}, "rejected is 'delete': give one of ignore, background, drop_case"),
+        ({"drop_share": 1.5}, "drop_share is 1.5: give a number from 0 to 1"),
+        ({"drop_share": float("nan")}, "drop_share is nan: give a number from 0 to 1"),
+        ({"drop_share": "a third"}, "drop_share is 'a third': give a number from 0 to 1"),
     ],
 )
 def test_bad_options_are_refused(options, message):

@@ -68,17 +68,41 @@ def test_table_of_a_file_is_sorted_and_without_background(json_file):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"255": "x"}, "holds 1 labels up to 255; give ids from 1 to 254."),
-        ({"-1": "x"}, "holds 1 labels up to -1; give ids from 1 to 254."),
-        ({"0": "background"}, "holds 0 labels up to 0; give ids from 1 to 254."),
-        (["spleen"], "is not a label table"),
-        ({"spleen": 1}, "is not a label table"),
+        ('{"255": "x"}', "holds the id 255; give ids from 1 to 254."),
+        ('{"-1": "x"}', "holds the id -1; give ids from 1 to 254."),
+        ('{"0": "background"}', "holds no label; give ids from 1 to 254."),
+        ("{}", "holds no label; give ids from 1 to 254."),
+        ('{"1": "x", "2": "x"}', "the name 'x' is empty or repeats; give each label a name of its own."),
+        ('{"1": " "}', "the name '' is empty or repeats; give each label a name of its own."),
+        ('{"1": "x", "01": "y"}', "is not a label table (an id repeats); give JSON such as"),
+        ('["spleen"]', "is not a label table"),
+        ('[["1", "spleen"]]', "is not a label table"),
+        ('{"spleen": 1}', "is not a label table"),
+        ('{"1.5": "spleen"}', "is not a label table"),
+        ('{"1": ["spleen"]}', "is not a label table"),
+        ('{"1": null}', "is not a label table"),
+        ('{"1": {"2": "spleen"}}', "is not a label table"),
+        ("not JSON", "is not a label table"),
+        ("[" * 100_000, "is not a label table"),
+        ("\0", "is not a label table"),
     ],
 )
-def test_bad_label_tables_are_refused(json_file, content, message):
-    path = json_file(content)
+def test_bad_label_tables_are_refused(tmp_path, content, message):
+    path = tmp_path / "table.json"
+    path.write_text(content)
     with pytest.raises(InputError, match=re.escape(f"{path}: {message}")):
         read_label_table(path)
+
+
+@pytest.mark.parametrize("path", ["none.json", "/", 7, True])
+def test_label_table_that_is_not_a_file_is_refused(path):
+    with pytest.raises(InputError, match=f"^{path}: is not a label table"):
+        read_label_table(path)
+
+
+def test_label_table_of_an_editor_that_marks_utf8_is_read(tmp_path):
+    (tmp_path / "table.json").write_text('{"0": "x", "2": "x", "1": " y "}', encoding="utf-8-sig")
+    assert read_label_table(tmp_path / "table.json") == {1: "y", 2: "x"}
 
 
 def test_missing_label_table_is_named(tmp_path):

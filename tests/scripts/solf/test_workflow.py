@@ -1,15 +1,18 @@
 import dataclasses
 import json
+import os
+import shutil
 import weakref
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from scripts.cohort import run as run_module
 from scripts.common import fingerprint
 from scripts.common.errors import InputError
+from scripts.solf import workflow
 from scripts.solf.workflow import write_parquet
 
 
@@ -115,15 +118,74 @@ def test_report_reads_the_decisions_that_were_written(cohort_dataset, cleaner, t
     assert all(row["picture"] for row in overview["worst"])
 
 
-def test_label_map_that_changes_during_the_run_is_an_input_error(cohort_dataset, cleaner, monkeypatch):
+def test_label_map_that_changes_before_the_tables_are_written_is_processed_again_by_the_next_run(
+    cohort_dataset, cleaner, monkeypatch, measured
+):
+    """Its cleaned map and its features are both of the old content, so that the tables are right."""
     run = cleaner(cohort_dataset(2))
     original = run.write_decisions
+    monkeypatch.setattr(run, "write_decisions", lambda: os.utime(run.cases[1]["image"], (9, 9)) or original())
+    run.run()
+    assert run.failures == {}
+    cleaner(cohort_dataset(2)).run()
+    assert len(measured) == 3
 
-    def write_decisions():
-        with Path(run.cases[1]["image"]).open("ab") as file:
-            file.write(b"more")
-        return original()
 
-    monkeypatch.setattr(run, "write_decisions", write_decisions)
-    with pytest.raises(InputError, match=r"s01: its label map was changed during the run; run again\."):
-        run.run()
+@pytest.mark.parametrize("at", ["s01", "the end"])
+def test_output_folder_that_is_removed_during_the_run_is_an_input_error(
+    cohort_dataset, cleaner, tmp_path, monkeypatch, at
+):
+    """What is written afterwards makes a new folder, which would lack the first label map."""
+
+    def run_cohort(task, cases, **options):
+        def removing(case):
+            if case["case"] == at:
+                shutil.rmtree(tmp_path / "out")
+            return task(case)
+
+        failures = run_module.run_cohort(removing, cases, **options)
+        if at == "the end":
+            shutil.rmtree(tmp_path / "out")
+        return failures
+
+    monkeypatch.setattr(workflow, "run_cohort", run_cohort)
+    with pytest.raises(InputError, match="out: was removed or replaced during the run; run again"):
+        cleaner(cohort_dataset(3)).run()
+    monkeypatch.undo()
+    cleaner(cohort_dataset(3)).run()
+    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 3
+
+
+@pytest.mark.parametrize("name", workflow.RESULTS)
+def test_folder_with_the_name_of_a_result_is_refused_at_once(cohort_dataset, cleaner, tmp_path, name):
+    (tmp_path / "out" / name).mkdir(parents=True)
+    with pytest.raises(InputError, match=f"out/{name}: is a folder, where a result will be written; move it away"):
+        cleaner(cohort_dataset(1))
+
+
+def test_folder_in_place_of_the_report_is_refused_at_once(cohort_dataset, cleaner, tmp_path):
+    (tmp_path / "out" / "qc").mkdir(parents=True)
+    (tmp_path / "out" / "qc" / "mine.txt").touch()
+    cleaner(cohort_dataset(1))
+    with pytest.raises(InputError, match=r"out/qc: holds mine\.txt, so it is not a report; move it away"):
+        cleaner(cohort_dataset(1), qc=True)
+
+
+def test_second_run_in_the_same_folder_is_refused_from_start_to_end(cohort_dataset, cleaner, monkeypatch, tmp_path):
+    run, refused = cleaner(cohort_dataset(2), qc=True), []
+
+    def second(name, original):
+        def call(*args, **options):
+            with pytest.raises(InputError, match=r"/out: another run is using this folder \(host .*, process"):
+                cleaner(cohort_dataset(2)).run()
+            refused.append(name)
+            return original(*args, **options)
+
+        return call
+
+    steps = ("measure", "write_decisions", "_write_csv", "report")
+    for name in steps:
+        monkeypatch.setattr(run, name, second(name, getattr(run, name)))
+    run.run()
+    assert refused == [*steps]
+    cleaner(cohort_dataset(2)).run()

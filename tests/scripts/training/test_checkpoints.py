@@ -33,7 +33,7 @@ def test_state_is_restored_with_scaler_epoch_and_best_metric(tmp_path):
     assert resumed.scaler.get_scale() == 128.0
 
 
-@pytest.mark.parametrize("content", [b"", b"corrupted", b"PK\x03\x04 half a zip"])
+@pytest.mark.parametrize("content", [b"corrupted", b"PK\x03\x04 half a zip"])
 def test_corrupted_checkpoint_is_refused(tmp_path, content):
     (tmp_path / "last.pt").write_bytes(content)
     _, state, trainer = parts()
@@ -65,6 +65,78 @@ def test_checkpoint_of_another_run_is_refused_with_the_reason(tmp_path, content,
     message = f"last.pt: {why}"
     with pytest.raises(InputError, match=re.escape(message)):
         Resume(state, tmp_path / "last.pt")(trainer)
+
+
+def entry(*keys, value):
+    """Return a function that sets an entry of a nested state."""
+
+    def change(state):
+        for key in keys[:-1]:
+            state = state[key]
+        state[keys[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (entry("network", "weight", value=torch.full((2, 2), torch.nan)), "weight holds 4 values that are not finite"),
+        (entry("network", "weight", value=torch.zeros(2, 2, dtype=torch.int)), "weight is of torch.int32, the network"),
+        (entry("optimizer", "state", 0, "exp_avg", value=torch.full((2, 2), torch.inf)), "exp_avg holds values that"),
+        (entry("optimizer", "param_groups", 0, "lr", value=torch.nan), "lr is nan"),
+        (entry("optimizer", "param_groups", 0, "lr", value="0.1"), "lr is '0.1'"),
+        (lambda state: state["optimizer"]["param_groups"][0].pop("lr"), "param_groups lacks or adds lr"),
+        (entry("lr_scheduler", "step", value=5), "lr_scheduler lacks or adds step"),
+        (entry("lr_scheduler", "last_epoch", value="x"), "last_epoch is 'x'"),
+        (entry("lr_scheduler", "base_lrs", value=[0.1, 0.1]), "base_lrs is [0.1, 0.1]"),
+        (entry("scaler", "scale", value=torch.nan), "scale is nan"),
+        (entry("scaler", value=[1]), "scaler is [1]"),
+        (lambda state: state.pop("scaler"), "it lacks or adds scaler"),
+        (lambda state: state.pop("epoch"), "it lacks or adds epoch"),
+        (entry("epoch", value=2.5), "epoch is 2.5"),
+        (entry("epoch", value="3"), "epoch is '3'"),
+        (entry("best_metric", value=torch.nan), "best_metric is nan"),
+        (entry("best_metric", value=None), "best_metric is None"),
+    ],
+)
+def test_state_with_values_that_no_run_has_is_refused(tmp_path, change, why):
+    network, state, trainer = parts(torch.amp.GradScaler("cpu"))
+    network(torch.zeros(1, 2)).sum().backward()
+    state.modules["optimizer"].step()
+    content = state.state_dict(trainer)
+    change(content)
+    torch.save(content, tmp_path / "last.pt")
+    _, other, resumed = parts(torch.amp.GradScaler("cpu"))
+    with pytest.raises(InputError, match=re.escape(f"last.pt: damaged, or its training diverged: {why}")):
+        Resume(other, tmp_path / "last.pt")(resumed)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"network": None},
+        {"network": [1]},
+        {"network": torch.nn.Linear(2, 2).state_dict(), "optimizer": []},
+        {"network": torch.nn.Linear(2, 2).state_dict(), "optimizer": {"param_groups": 3, "state": {}}},
+    ],
+)
+def test_state_of_another_form_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "last.pt")
+    _, state, trainer = parts()
+    with pytest.raises(InputError, match=r"last\.pt: of another network or optimizer \(.+\); give the settings"):
+        Resume(state, tmp_path / "last.pt")(trainer)
+
+
+@pytest.mark.parametrize(("saved_with", "resumed_with"), [(True, False), (False, True)])
+def test_run_resumes_with_amp_switched(tmp_path, saved_with, resumed_with):
+    scalers = {True: torch.amp.GradScaler("cpu"), False: None}
+    _, state, trainer = parts(scalers[saved_with])
+    trainer.state.epoch = 2
+    LastCheckpoint(state, tmp_path / "last.pt")(trainer)
+    _, other, resumed = parts(scalers[resumed_with])
+    Resume(other, tmp_path / "last.pt")(resumed)
+    assert resumed.state.epoch == 2
 
 
 def test_bug_while_resuming_is_not_shown_as_an_error_of_the_checkpoint(tmp_path, monkeypatch):

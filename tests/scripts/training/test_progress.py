@@ -2,11 +2,11 @@ import types
 
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
 from monai.handlers import StatsHandler
 
-from scripts.training.progress import TrainProgress
+from scripts.training.progress import EpochStats, TrainProgress
 
 
 def evaluator(**metrics):
@@ -69,3 +69,18 @@ def test_error_in_a_monai_trainer_reaches_the_caller():
     with pytest.raises(RuntimeError, match="must match the size"):
         trainer.run()
     assert progress.bar.disable
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_stats_log_epochs_but_not_the_error_that_ends_the_run(error, caplog):
+    engine = Engine(lambda engine, batch: [{"loss": 0.25}])
+    stats = EpochStats(name="stats", iteration_log=False, epoch_print_logger=lambda engine: stats.logger.info("epoch"))
+    stats.attach(engine)
+
+    @engine.on(Events.EPOCH_COMPLETED)
+    def fail(engine):
+        raise error("while training")
+
+    with caplog.at_level("INFO"), pytest.raises(error, match="while training"):
+        engine.run(range(3), max_epochs=2)
+    assert [record.getMessage() for record in caplog.records if record.name == "stats"] == ["epoch"]

@@ -2,14 +2,17 @@ import base64
 import json
 import re
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from monai.data import MetaTensor
 
 from scripts.common.errors import InputError
 from scripts.solf.report.counts import Limits
-from scripts.solf.report.folder import ASSETS, packed_decimals
+from scripts.solf.report.folder import _LIBRARIES, ASSETS, check_report, packed_decimals
 from scripts.solf.report.write import rule_in_words, write_report
 from scripts.solf.transforms import LoadLabelMapd
 
@@ -320,9 +323,45 @@ def test_bad_options_are_refused(tmp_path, options, message):
         write(tmp_path, bad(), **options)
 
 
+def test_full_disk_is_an_input_error_and_the_old_report_stays(tmp_path, monkeypatch):
+    old = contents(write(tmp_path, bad()))
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("scripts.solf.report.write.draw_organ", full)
+    with pytest.raises(InputError, match=r"/qc: cannot be written \(No space left on device\); free space or correct"):
+        write(
+            tmp_path,
+            small_table([("a", 2, 0.2, 0.95)]),
+            sources={"a": "a.nii"},
+            load=lambda _: MetaTensor(torch.zeros(1)),
+        )
+    assert contents(tmp_path / "qc") == old
+    assert [path.name for path in tmp_path.iterdir()] == ["qc"]
+
+
+@pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("none"), lambda path: path.symlink_to(".")])
+def test_file_or_link_in_place_of_the_report_is_left_alone(tmp_path, make):
+    make(tmp_path / "qc")
+    for check in (lambda: write(tmp_path, bad()), lambda: check_report(tmp_path / "qc")):
+        with pytest.raises(InputError, match="qc: is not a folder, so it is not a report; move it away"):
+            check()
+    assert [path.name for path in tmp_path.iterdir()] == ["qc"]
+
+
+def test_missing_library_is_an_input_error_before_anything_is_written(tmp_path, monkeypatch):
+    check_report(tmp_path / "qc")
+    monkeypatch.setitem(_LIBRARIES, "bokeh.min.js", ("bokeh", "none.js"))
+    with pytest.raises(
+        InputError, match=r"the report needs none\.js of the package bokeh; pip install -r requirements"
+    ):
+        check_report(tmp_path / "qc")
+
+
 def test_folder_that_is_not_a_report_is_left_alone(tmp_path):
     (tmp_path / "qc").mkdir()
     (tmp_path / "qc" / "mine.txt").write_text("x")
-    with pytest.raises(InputError, match=re.escape("qc: exists and holds no index.html, so it is not a report; move")):
+    with pytest.raises(InputError, match=re.escape("qc: holds mine.txt, so it is not a report; move it away.")):
         write(tmp_path, bad())
     assert (tmp_path / "qc" / "mine.txt").exists()
