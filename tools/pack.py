@@ -218,7 +218,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, OSError) as error:
         logger.error("error: %s", error)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ValueError) as error:  # zipfile raises the latter when it closes after the former
+        if not isinstance(error.__context__ if isinstance(error, ValueError) else error, KeyboardInterrupt):
+            raise
         logger.error("stopped; run again")
         return 130
     return 0

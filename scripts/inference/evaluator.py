@@ -120,7 +120,7 @@ class CaseEvaluator(SupervisedEvaluator):
 
     def _write_failures(self, earlier: Mapping[str, str]) -> None:
         """Write `failed.csv`; a case that finished leaves it."""
-        if is_rank0():
+        if is_rank0() and self._cases:  # else the run was refused
             kept = {case: why for case, why in earlier.items() if case not in self._cases}
             if kept:
                 logger.info("failed.csv still lists %d cases of earlier runs", len(kept))

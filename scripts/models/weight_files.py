@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 
 from scripts.common.errors import InputError
@@ -32,17 +33,27 @@ _WRAPPERS = ("state_dict", "model", "network", "net")
 _MAX_WRAPPERS = 10
 
 
-class _NumpyNumber:
-    """What a NumPy number in a file is read as: NumPy's own functions crash the process on damaged ones."""
+class _NumpyType:
+    """The type of a NumPy number in a file, by its name such as `f8`."""
 
-    def __init__(self, *_: Any) -> None: ...
+    def __init__(self, name: Any, *_: Any) -> None:
+        self.name = name
 
-    def __setstate__(self, _: Any) -> None: ...
+    def __setstate__(self, _: Any) -> None: ...  # byte order and alignment; NumPy's own crashes on damaged ones
+
+
+def _number(kind: Any, data: Any) -> float:
+    """Return a NumPy number as one of Python."""
+    if not isinstance(kind, _NumpyType) or kind.name not in ("f8", "f4", "f2", "i8", "i4", "b1"):
+        raise ValueError("not a number")
+    return np.frombuffer(data, dtype=kind.name, count=1)[0].item()
 
 
 # Trainers save their best accuracy as a NumPy number, which is data, unlike other globals.
 _SAFE_GLOBALS = [
-    (_NumpyNumber, f"numpy.{name}") for name in ("dtype", "core.multiarray.scalar", "_core.multiarray.scalar")
+    (_NumpyType, "numpy.dtype"),
+    (_number, "numpy.core.multiarray.scalar"),
+    (_number, "numpy._core.multiarray.scalar"),
 ]
 # What torch.load and zipfile raise on damaged files and on those of other kinds.
 _DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError, OSError)
@@ -92,7 +103,7 @@ def load_state_dict_file(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def read_file(path: Path) -> Any:
-    """Read what `torch.save` wrote onto the CPU: tensors and plain values, never code; NumPy numbers lose their value.
+    """Read what `torch.save` wrote onto the CPU: tensors, plain values and NumPy numbers, never code.
 
     Raises:
         InputError: there is no such file, it cannot be read, is corrupted, not a PyTorch checkpoint, or holds pickled

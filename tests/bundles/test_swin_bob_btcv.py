@@ -152,7 +152,7 @@ def test_resume_that_is_neither_true_nor_false_is_refused(torso_data, trained, t
     arguments = command_line(training_settings(torso_data, tmp_path, max_epochs=5))
     code, stderr = command("--config_file", "configs/train.json", *arguments, "--resume", value)
     assert code == 1
-    assert re.search(rf"error: resume is '?{value}'?: give true or false\.", stderr.strip().splitlines()[-1])
+    assert re.search(rf"^resume is '?{value}'?: give true or false$", stderr.strip().splitlines()[-1])
     assert (tmp_path / "models" / "last.pt").read_bytes() == before
 
 

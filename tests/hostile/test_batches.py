@@ -297,7 +297,7 @@ def on_small_disk(tmp_path):
     def prefix(kib, then="true"):
         """Keep the results in `tmp_path / "kept"`, as the disk ends with the program."""
         script = f'mount -t tmpfs -o size={kib}k tmpfs {disk} && ({then}) & sleep 0.5; "$@"; code=$?; '
-        script += f"cp -r {disk}/out {tmp_path}/kept; exit $code"
+        script += f"cp -r {disk}/out {tmp_path}/kept 2>/dev/null; exit $code"
         return ["unshare", "-rm", "bash", "-c", script, "bash"]
 
     return prefix

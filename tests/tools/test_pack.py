@@ -237,6 +237,18 @@ def test_bad_arguments_end_with_2_and_one_message(tmp_path, caplog, arguments, m
     assert not (tmp_path / "out").exists()
 
 
+def test_interrupt_while_a_zip_is_open_ends_with_130_and_leaves_nothing(tmp_path, caplog, monkeypatch):
+    """zipfile then raises a ValueError, because it cannot close the archive."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(zipfile._ZipWriteFile, "write", interrupt)
+    assert main(["solf_filter", "--out", str(tmp_path / "out")]) == 130
+    assert caplog.messages == ["stopped; run again"]
+    assert not (tmp_path / "out").exists()
+
+
 def test_missing_weights_of_all_bundles_are_named_before_one_is_packed(tmp_path, caplog, monkeypatch):
     shutil.copytree(
         ROOT / "bundles", tmp_path / "bundles", symlinks=True, ignore=shutil.ignore_patterns("models", "runs")

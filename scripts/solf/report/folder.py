@@ -56,7 +56,7 @@ def _check_replaceable(final: Path) -> None:
 def remove_unfinished(folder: Path) -> None:
     """Remove the reports that killed runs left in a folder; call this only if no other run writes there."""
     for leftover in folder.glob(f"{_TEMPORARY}*"):
-        shutil.rmtree(leftover)
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextmanager

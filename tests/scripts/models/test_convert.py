@@ -266,6 +266,17 @@ def test_target_that_cannot_be_written_is_named(tmp_path, monkeypatch, error):
     assert [path.name for path in tmp_path.iterdir()] == ["in.pt"]
 
 
+def test_interrupted_command_ends_with_130_and_leaves_nothing(tmp_path, caplog, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    source = published(tmp_path / "in.pt", tiny())
+    monkeypatch.setattr(torch, "save", interrupt)
+    assert main([str(source), str(tmp_path / "out" / "model.pt")]) == 130
+    assert caplog.messages == ["stopped, nothing was written"]
+    assert [path.name for path in tmp_path.iterdir()] == ["in.pt"]
+
+
 def test_log_names_the_network_and_the_setting_to_use_it_with(tmp_path, caplog):
     target = tmp_path / "model.pt"
     with caplog.at_level(logging.INFO):

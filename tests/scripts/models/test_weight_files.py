@@ -9,7 +9,7 @@ import torch
 from monai.networks.nets.swin_unetr import filter_swinunetr
 
 from scripts.common.errors import InputError
-from scripts.models.weight_files import load_state_dict_file
+from scripts.models.weight_files import load_state_dict_file, read_file
 from tests.scripts.models.tiny_networks import assert_equal_states, saved, state_of
 
 
@@ -71,6 +71,25 @@ def test_numpy_numbers_beside_the_weights_are_read(tmp_path):
     numbers = {"best_acc": np.float64(0.8), "loss": np.float32(0.1), "epoch": np.int64(3), "done": np.bool_(True)}
     path = saved(tmp_path / "w.pt", {"state_dict": state} | numbers)
     assert_equal_states(load_state_dict_file(path), state)
+
+
+def test_numpy_numbers_keep_their_value(tmp_path):
+    numbers = {"a": np.float64(0.8), "b": np.float32(0.5), "c": np.int64(-3), "d": np.bool_(True), "e": np.float16(2)}
+    read = read_file(saved(tmp_path / "w.pt", numbers))
+    assert read == numbers
+    assert {key: type(value) for key, value in read.items()} == {
+        "a": float,
+        "b": float,
+        "c": int,
+        "d": bool,
+        "e": float,
+    }
+
+
+@pytest.mark.parametrize("number", [np.complex128(1), np.datetime64("2026-01-01"), np.str_("x")])
+def test_other_numpy_values_are_refused(tmp_path, number):
+    with pytest.raises(InputError, match=r"w\.pt: (not a PyTorch checkpoint, or corrupted|holds pickled code)"):
+        read_file(saved(tmp_path / "w.pt", {"x": number}))
 
 
 def test_numpy_numbers_saved_with_numpy_1_are_read(tmp_path):
