@@ -113,8 +113,12 @@ def print_error(kind: type[BaseException], error: BaseException, trace: Tracebac
     `python -X dev -m monai.bundle ...` prints the traceback of an `InputError` too.
     """
     cause = root_cause(error)
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(cause, SystemExit):  # SIGTERM while a component was imported
+        raise cause
+    if isinstance(cause, KeyboardInterrupt):
         sys.stderr.write(f"\nstopped by Ctrl-C: {STOPPED}\n")
+        if cause is not error:
+            raise SystemExit(130)
         return
     if sys.flags.dev_mode or not isinstance(cause, InputError):
         sys.__excepthook__(kind, error, trace)

@@ -13,7 +13,7 @@ from tests.conftest import ROOT, TINY, bundle_workflow, command_line, run_bundle
 
 BTCV, FILTER = "swin_bob_btcv", "solf_filter"
 MESSAGE = "what was finished is kept; a training continues with resume true"
-NAMES = {signal.SIGINT: ("Ctrl-C", -signal.SIGINT), signal.SIGTERM: ("SIGTERM", 143)}
+NAMES = {signal.SIGINT: ("Ctrl-C", (130, -signal.SIGINT)), signal.SIGTERM: ("SIGTERM", (143,))}
 """Exit codes as Python gives them: a process that a signal ended is 130 to a shell."""
 MOMENTS = {"start": ("input summary", 0.5), "first case": ("0/", 0.2), "working": ("0/", 3.0)}
 """Text that the command prints, and seconds after it."""
@@ -93,7 +93,7 @@ def test_stopped_command_leaves_one_line_and_nothing_half_written(
     if code == 0:
         pytest.skip("ended before the signal")
     described, expected = NAMES[number]
-    assert code == expected, printed
+    assert code in expected, printed
     assert f"\nstopped by {described}: {MESSAGE}\n" in printed
     assert "Traceback" not in printed
     left = [path for path in tmp_path.rglob("*") if path.name.startswith(".")]

@@ -115,6 +115,20 @@ def test_keyboard_interrupt_is_printed_on_one_line(capsys):
     assert text == "\nstopped by Ctrl-C: what was finished is kept; a training continues with resume true\n"
 
 
+@pytest.mark.parametrize(
+    ("stop", "code", "text"), [(KeyboardInterrupt(), 130, "stopped by"), (SystemExit(143), 143, "")]
+)
+def test_stop_while_monai_imports_a_component_is_no_error_of_the_import(stop, code, text, capsys):
+    """`pydoc.locate` wraps Ctrl-C and SIGTERM too."""
+    error = ErrorDuringImport("module", (type(stop), stop, None))
+    with pytest.raises(SystemExit) as end:
+        print_error(type(error), error, None)
+    assert end.value.code == code
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    assert text in printed
+
+
 @pytest.mark.parametrize(("error", "has_traceback"), [(InputError("a.nii: no such file"), False), (KeyError(1), True)])
 def test_failed_case_is_logged_with_a_traceback_unless_the_input_was_wrong(error, has_traceback, caplog):
     log_failure(logging.getLogger("test"), "patient 1", raised(lambda: raise_wrapped(error)))
