@@ -21,11 +21,13 @@ from scripts.common.files import atomic_path
 from scripts.common.fingerprint import imported_modules, module_file
 from scripts.common.locks import FolderLock
 from scripts.common.names import printable
+from scripts.common.packed import code_sha256
 
 ROOT = Path(__file__).resolve().parents[1]
 REQUIRED = ("LICENSE", "docs/README.md", "configs/metadata.json", "configs/inference.json")
 ALWAYS = ("LICENSE", "large_files.yml", "configs/*", "docs/*")
 WEIGHTS = "models/model.pt"
+METADATA = Path("configs/metadata.json")
 EPOCH = (1980, 1, 1, 0, 0, 0)
 _VERSION = re.compile(r"\d+\.\d+\.\d+(?:[-+.]?[a-z0-9]+)*", re.ASCII)
 _LINK = re.compile(r"\]\(([^)\s#:]+)(?:#[^)\s]*)?\)")  # to a file; not to a part of the page, nor to a web page
@@ -88,7 +90,7 @@ def contents(bundle: Path, *, weights: bool = False) -> tuple[str, dict[Path, Pa
         InputError: lists all problems: files are missing or links out of the bundle, configs are not JSON or name what
             does not exist, pages link to what is not packed, the version is none, the weights do not load.
     """
-    if not (bundle / "configs" / "metadata.json").is_file():
+    if not (bundle / METADATA).is_file():
         raise InputError(f"{bundle}: no configs/metadata.json, so this is not a bundle; give the name of a folder.")
     extra = (WEIGHTS,) if weights else ()
     patterns = (*ALWAYS, *extra)
@@ -97,7 +99,7 @@ def contents(bundle: Path, *, weights: bool = False) -> tuple[str, dict[Path, Pa
     problems += _file_problems(bundle, found)
     configs = {name: _read_json(file) for name, file in found.items() if name.suffix == ".json"}
     problems += [f"{name}: {config}" for name, config in configs.items() if isinstance(config, str)]
-    metadata = configs[Path("configs/metadata.json")]
+    metadata = configs[METADATA]
     if isinstance(metadata, dict):
         problems += _metadata_problems(metadata)
     for name, config in configs.items():
@@ -168,8 +170,17 @@ def write(name: str, files: Mapping[Path, Path], out_dir: Path) -> Path:
         for inner, file in sorted(files.items()):
             entry = zipfile.ZipInfo(f"{base}/{inner.as_posix()}", EPOCH)
             entry.external_attr = 0o644 << 16
-            archive.writestr(entry, file.read_bytes(), zipfile.ZIP_DEFLATED)
+            content = file.read_bytes() if inner != METADATA else _with_digest(file, files)
+            archive.writestr(entry, content, zipfile.ZIP_DEFLATED)
     return path
+
+
+def _with_digest(metadata: Path, files: Mapping[Path, Path]) -> bytes:
+    """Return the metadata with the digest of the packed code, for `scripts.common.packed`."""
+    scripts = {inner.relative_to("scripts"): file for inner, file in files.items() if inner.parts[0] == "scripts"}
+    digest = code_sha256((inner.as_posix(), file.read_bytes()) for inner, file in scripts.items())
+    content = {**json.loads(metadata.read_text(encoding="utf-8")), "scripts_sha256": digest}
+    return json.dumps(content, indent=4).encode() + b"\n"
 
 
 def pack(bundle: Path, out_dir: Path, *, weights: bool = False) -> Path:

@@ -12,6 +12,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import SpatialResample
 
+from scripts.brats.inputs import find_sequences
 from scripts.brats.sequences import (
     REFERENCE,
     SEQUENCES,
@@ -23,6 +24,7 @@ from scripts.brats.sequences import (
 from scripts.common.errors import InputError
 from scripts.common.flags import parse_flag
 from scripts.common.grids import Grid
+from scripts.common.names import printable
 from scripts.io.loading import LoadVolumed
 
 MIN_ZERO_SHARE = 0.2  # a skull-stripped head is mostly zeros, also when it is cropped to the brain
@@ -33,7 +35,8 @@ class LoadSequencesd(LoadVolumed):
     """Read images of four sequences, t1n, t1c, t2w and t2f, and single volumes beside them.
 
     Args:
-        keys: keys whose values are lists of paths, or, of label maps, paths.
+        keys: keys whose values are lists of four paths, or one path: the folder of a case, or one of its sequences,
+            whose other files are found beside it; of label maps, paths.
         image_keys: those of `keys` that hold an image; the others are read as `LoadVolumed` does.
         resample: resample sequences on other grids to that of t1c by their affines, instead of refusing them; this
             is right only if the patient did not move between them. Also "true" or "false".
@@ -61,17 +64,30 @@ class LoadSequencesd(LoadVolumed):
 
     def read(self, path: str | Path | Sequence[str], *, is_image: bool) -> MetaTensor:
         """Read a label map, or four sequences as the channels of an image; see `LoadVolumed.read`."""
-        if not is_image:
+        if not is_image or isinstance(path, MetaTensor):
             return super().read(path, is_image=is_image)
-        if isinstance(path, str | Path):
-            raise InputError(f"{path}: is a single file: list four, {', '.join(SEQUENCES)}, in this order.")
-        paths = [str(each) for each in path]
+        paths = _sequences_of(Path(path)) if isinstance(path, str | Path) else [str(each) for each in path]
         check_sequences(paths)
         volumes = [super(LoadSequencesd, self).read(each, is_image=is_image) for each in paths]
         refuse_copies(volumes, paths)
         warn_about_skulls(volumes, paths)  # before resampling, which pads with 0
         volumes = on_one_grid(volumes, paths, resample=self.resample)
         return MetaTensor(torch.cat([volume.as_tensor() for volume in volumes]), meta=volumes[REFERENCE].meta)
+
+
+def _sequences_of(path: Path) -> list[str]:
+    """Return the four sequences of a case; clients such as MONAI Label give one path.
+
+    Raises:
+        InputError: there is no case, or there are several.
+    """
+    if not path.exists():
+        raise InputError(f"{printable(path)}: no such file or folder; give a case's folder or one of its sequences.")
+    found = find_sequences(path)
+    if len(found) > 1:
+        names = ", ".join(Path(case["case"]).name for case in found[:3])
+        raise InputError(f"{printable(path)}: holds {len(found)} cases ({names}, ...); give the folder of one.")
+    return found[0]["image"]
 
 
 def on_one_grid(volumes: Sequence[MetaTensor], paths: Sequence[str], *, resample: bool) -> Sequence[MetaTensor]:

@@ -21,7 +21,8 @@ class LoadVolumed(MapTransform):
     """Read 3-D volumes, channel first, and refuse files that would fail later.
 
     A folder is read as a DICOM series, a file as NIfTI. `scripts.data.case_checks.check_cases` refuses the same NIfTI
-    files with the same messages.
+    files with the same messages. A volume that is in memory already stays, such as that of the MONAI Deploy App SDK,
+    which leaves out transforms of MONAI's names only.
 
     Args:
         keys: keys of the paths.
@@ -30,7 +31,7 @@ class LoadVolumed(MapTransform):
         allow_missing_keys: skip keys that the case lacks.
 
     Shape:
-        A file of (X, Y, Z) voxels becomes a MetaTensor (1, X, Y, Z), float32.
+        A file of (X, Y, Z) voxels becomes a MetaTensor (1, X, Y, Z), float32; so does a MetaTensor (X, Y, Z).
 
     Raises:
         InputError: `read_nifti` or `read_dicom_series` refuses the file, or the image holds NaN, infinity or a single
@@ -62,13 +63,15 @@ class LoadVolumed(MapTransform):
                 d[key].meta["case"] = d["case"]
         return d
 
-    def read(self, path: str | Path, *, is_image: bool) -> MetaTensor:
+    def read(self, path: str | Path | MetaTensor, *, is_image: bool) -> MetaTensor:
         """Read one volume.
 
         Args:
-            path: NIfTI file or DICOM folder.
+            path: NIfTI file or DICOM folder, or a volume in memory.
             is_image: whether to refuse a constant volume, NaN and infinity.
         """
+        if isinstance(path, MetaTensor):
+            return (path[None] if path.ndim == 3 else path).float()
         volume = read_volume(path)
         if is_image:
             check_intensities(volume, printable(path))

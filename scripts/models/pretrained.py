@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,15 +64,15 @@ def load_pretrained(network: torch.nn.Module, path: str | Path) -> LoadReport:
     """
     network, state = unwrapped(network), load_state_dict_file(path)
     own = network.state_dict()
-    if is_legacy(state) and (problem := merging_problem(is_legacy(own), True)):
+    if any(map(is_marker, state)) and (problem := merging_problem(is_legacy(own), is_legacy(state))):
         raise InputError(f"{path}: {problem}")
-    markers = {key: value for key, value in own.items() if is_marker(key)}
+    whole = own
     given, own = ({k: v for k, v in tensors.items() if not is_marker(k)} for tensors in (state, own))
     loaded = {key: given[key] for key in own if key in given and given[key].shape == own[key].shape}
     adapted = _adapt(given, own)
     _require_fit(given, own, loaded | adapted, path)
     check_values(network, loaded | adapted, path)
-    network.load_state_dict(loaded | adapted | markers, strict=False)
+    network.load_state_dict(whole | loaded | adapted)
     fresh, unused = (tuple(k for k in state if k not in loaded | adapted) for state in (own, given))
     report = LoadReport(tuple(loaded), tuple(adapted), fresh, unused)
     _log(report, path, note=_merging_note(network, state))
@@ -115,9 +115,9 @@ def _require_fit(given: _State, own: _State, taken: _State, path: str | Path) ->
     )
 
 
-def _merging_note(network: torch.nn.Module, state: Iterable[str]) -> str:
+def _merging_note(network: torch.nn.Module, state: _State) -> str:
     """Describe which patch merging an unmarked file is assumed to have."""
-    if is_legacy(state) or not any(".downsample.reduction." in key for key in state):
+    if any(map(is_marker, state)) or not any(".downsample.reduction." in key for key in state):
         return ""
     if is_legacy(network.state_dict()):
         return "; assumed to be trained with MONAI < 1.5"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,18 @@ from torch.nn.functional import pad
 from scripts.common.errors import InputError
 from scripts.common.flags import parse_flag
 
-# A bug of MONAI < 1.5 that weights were trained with: of a block's eight voxels two are used twice, two not at all.
+# Where the voxels of a block of eight lie that a patch merging puts side by side.
+SLICE_OFFSETS = (
+    (0, 0, 0),
+    (1, 0, 0),
+    (0, 1, 0),
+    (0, 0, 1),
+    (1, 1, 0),
+    (1, 0, 1),
+    (0, 1, 1),
+    (1, 1, 1),
+)
+# A bug of MONAI < 1.5 that weights were trained with: two voxels are used twice, two not at all.
 LEGACY_SLICE_OFFSETS = (
     (0, 0, 0),
     (1, 0, 0),
@@ -26,46 +37,56 @@ LEGACY_SLICE_OFFSETS = (
 )
 
 
-class _MergingCheck(torch.nn.Module):
-    """Make a patch merging refuse weights that were trained with the other kind.
+class _MarkedMerging(torch.nn.Module):
+    """A patch merging whose buffer `slice_offsets` marks its kind, and which refuses weights of the other kind.
 
-    No tensor's shape tells the kinds apart, so `load_state_dict(strict=False)` would load either.
+    No tensor's shape tells the kinds apart, so `load_state_dict(strict=False)` would load either, and functions that
+    copy the tensors that both have, such as `monai.bundle.load`, would leave out a buffer that only one of them has.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.register_load_state_dict_pre_hook(_refuse_other_merging)
+    offsets = SLICE_OFFSETS
 
-    def refuse_state(self, state: Iterable[str], path: str | Path) -> None:
+    def __init__(
+        self, dim: int, norm_layer: type[torch.nn.LayerNorm] = torch.nn.LayerNorm, spatial_dims: int = 3
+    ) -> None:
+        super().__init__(dim, norm_layer, spatial_dims)
+        if spatial_dims == 3:
+            self.register_buffer("slice_offsets", torch.tensor(self.offsets, dtype=torch.uint8))
+            self.register_load_state_dict_pre_hook(_refuse_other_merging)
+
+    def refuse_state(self, state: Mapping[str, torch.Tensor], path: str | Path) -> None:
         """Refuse the state dict of a whole network before any of it is loaded.
 
         Raises:
             InputError: see `merging_problem`.
         """
-        if problem := merging_problem(_has_marker(self), is_legacy(state)):
+        if hasattr(self, "slice_offsets") and (problem := merging_problem(_is_legacy(self), is_legacy(state))):
             raise InputError(f"{path}: {problem}")
 
 
-def _refuse_other_merging(
-    merging: torch.nn.Module, state: Mapping[str, torch.Tensor], prefix: str, *others: Any
-) -> None:
-    """Add the problem to torch's list of errors, which is the last argument of a hook."""
+def _refuse_other_merging(merging: torch.nn.Module, state: dict[str, torch.Tensor], prefix: str, *others: Any) -> None:
+    """Add the problem to torch's list of errors, which is the last argument of a hook; see `_MarkedMerging`."""
     errors: list[str] = others[-1]
-    if f"{prefix}reduction.weight" in state:
-        problem = merging_problem(_has_marker(merging), f"{prefix}slice_offsets" in state)
-        if problem and f"weights {problem}" not in errors:
-            errors.append(f"weights {problem}")
+    marker = f"{prefix}slice_offsets"
+    if f"{prefix}reduction.weight" not in state:  # such as a training state, which holds the weights deeper inside
+        problem = "without those of the patch merging; give the file of all weights, model.pt."
+    else:
+        given = {marker: state[marker]} if marker in state else {}
+        problem = merging_problem(_is_legacy(merging), is_legacy(given))
+    if problem and f"weights {problem}" not in errors:
+        errors.append(f"weights {problem}")
+    state.setdefault(marker, merging.slice_offsets)
 
 
-def _has_marker(merging: torch.nn.Module) -> bool:
-    return hasattr(merging, "slice_offsets")
+def _is_legacy(merging: torch.nn.Module) -> bool:
+    return isinstance(merging, LegacyPatchMerging)
 
 
-class CurrentPatchMerging(_MergingCheck, PatchMerging):
+class CurrentPatchMerging(_MarkedMerging, PatchMerging):
     """MONAI's own patch merging since 1.5, which refuses legacy weights."""
 
 
-class LegacyPatchMerging(_MergingCheck, PatchMergingV2):
+class LegacyPatchMerging(_MarkedMerging, PatchMergingV2):
     """Halve a feature map as MONAI < 1.5 did, for use as the `downsample` class of `SwinUNETR`.
 
     MONAI 1.5 corrected the slices and changed no tensor's shape: old weights load there and give wrong results. The
@@ -87,12 +108,7 @@ class LegacyPatchMerging(_MergingCheck, PatchMergingV2):
     torch.Size([1, 4, 4, 4, 24])
     """
 
-    def __init__(
-        self, dim: int, norm_layer: type[torch.nn.LayerNorm] = torch.nn.LayerNorm, spatial_dims: int = 3
-    ) -> None:
-        super().__init__(dim, norm_layer, spatial_dims)
-        if spatial_dims == 3:
-            self.register_buffer("slice_offsets", torch.tensor(LEGACY_SLICE_OFFSETS, dtype=torch.uint8))
+    offsets = LEGACY_SLICE_OFFSETS
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Merge the patches; see the class for shapes.
@@ -133,13 +149,19 @@ def patch_merging(legacy: bool | str) -> type[PatchMergingV2]:
 
 
 def is_marker(key: str) -> bool:
-    """Return whether a tensor of a state dict is `slice_offsets`, which marks legacy weights."""
+    """Return whether a tensor of a state dict is `slice_offsets`, which marks the kind of patch merging."""
     return key.rpartition(".")[2] == "slice_offsets"
 
 
-def is_legacy(state: Iterable[str]) -> bool:
-    """Return whether a state dict, or its keys, is marked as trained with MONAI < 1.5."""
-    return any(is_marker(key) for key in state)
+def is_legacy(state: Mapping[str, torch.Tensor]) -> bool:
+    """Return whether a state dict is marked as trained with MONAI < 1.5."""
+    return any(tensor.tolist() != list(map(list, SLICE_OFFSETS)) for key, tensor in state.items() if is_marker(key))
+
+
+def plain_state(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return a state dict without the markers of MONAI's own patch merging, so that a plain `SwinUNETR` loads it."""
+    state = network.state_dict()
+    return state if is_legacy(state) else {key: tensor for key, tensor in state.items() if not is_marker(key)}
 
 
 def merging_problem(network_is_legacy: bool, weights_are_legacy: bool) -> str:

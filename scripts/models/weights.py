@@ -11,6 +11,7 @@ from ignite.engine import Engine, Events
 
 from scripts.common.errors import InputError
 from scripts.common.ranks import unwrapped
+from scripts.models.swin_unetr import is_marker, plain_state
 from scripts.models.weight_files import load_state_dict_file
 
 logger = logging.getLogger(__name__)
@@ -59,9 +60,9 @@ def check_state_dict(network: torch.nn.Module, state: _State, path: str | Path) 
     for module in network.modules():
         if hasattr(module, "refuse_state"):
             module.refuse_state(state, path)
-    own = network.state_dict()
+    own = plain_state(network)
     missing = [key for key in own if key not in state]
-    unexpected = [key for key in state if key not in own]
+    unexpected = [key for key in state if key not in own and not is_marker(key)]
     reshaped = [key for key in own if key in state and state[key].shape != own[key].shape]
     if not (missing or unexpected or reshaped):
         return check_values(network, state, path)

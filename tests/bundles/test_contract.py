@@ -93,9 +93,11 @@ def test_required_versions_are_those_of_requirements(bundle):
 
 
 def test_channel_definitions_count_the_channels(bundle):
+    """Of regions, MONAI Label needs the names of what the label map holds, not of the channels."""
     data_format = configs(bundle)["metadata.json"]["network_data_format"]
-    assert next(iter(data_format["outputs"])) == "pred"
-    for tensor in (*data_format["inputs"].values(), *data_format["outputs"].values()):
+    pred = data_format["outputs"].pop("pred")
+    count = pred["num_channels"] + ("regions" in configs(bundle)["inference.json"])
+    for tensor in (*data_format["inputs"].values(), {**pred, "num_channels": count}):
         assert [int(key) for key in tensor["channel_def"]] == list(range(tensor["num_channels"]))
 
 

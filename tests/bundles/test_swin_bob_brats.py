@@ -72,7 +72,8 @@ def older_data(brain_data, tmp_path):
 def test_channels_and_regions_are_those_of_the_scripts():
     data_format = json.loads((CONFIGS / "metadata.json").read_text())["network_data_format"]
     assert tuple(data_format["inputs"]["image"]["channel_def"].values()) == SEQUENCES
-    assert list(data_format["outputs"]["pred"]["channel_def"].values()) == list(BRATS_REGIONS)
+    assert data_format["outputs"]["pred"]["num_channels"] == len(BRATS_REGIONS)
+    assert {int(key) for key in data_format["outputs"]["pred"]["channel_def"]} == {0, *BRATS_REGIONS["WT"]}
     for name in ("train.json", "inference.json"):
         content = json.loads((CONFIGS / name).read_text())
         assert list(content["regions"].items()) == [(name, list(ids)) for name, ids in BRATS_REGIONS.items()]
@@ -97,10 +98,10 @@ def test_loss_is_dice_plus_binary_cross_entropy():
 
 
 def test_training_leaves_best_last_and_scalars(trained):
-    last = weights(trained / "models" / "last.pt")
+    last = weights(trained / "models" / "training_state.ckpt")
     assert last["swinViT.patch_embed.proj.weight"].shape[1] == 4
     assert last["out.conv.conv.weight"].shape[0] == 3
-    state = torch.load(trained / "models" / "last.pt", weights_only=True)
+    state = torch.load(trained / "models" / "training_state.ckpt", weights_only=True)
     assert (state["epoch"], state["iteration"]) == (1, 2)
     assert 0 <= state["best_metric"] <= 1
     assert list((trained / "runs" / "tensorboard").glob("events.*"))
@@ -159,7 +160,7 @@ def test_fine_tuning_takes_weights_of_one_channel_and_another_head(brain_data, t
     settings = training_settings(brain_data, tmp_path, max_epochs=1, val_interval=2, learning_rate=0.0)
     with caplog.at_level(logging.INFO):
         run_bundle(BUNDLE, ["train.json"], **settings, pretrained=str(tmp_path / "btcv.pt"))
-    tuned = weights(tmp_path / "models" / "last.pt")
+    tuned = weights(tmp_path / "models" / "training_state.ckpt")
     name = "swinViT.patch_embed.proj.weight"
     torch.testing.assert_close(tuned[name], given[name].expand(-1, 4, -1, -1, -1) / 4)
     body = "swinViT.layers1.0.blocks.0.attn.qkv.weight"

@@ -72,7 +72,7 @@ def command(*arguments, **settings):
 
 
 def test_training_leaves_best_last_and_scalars(trained):
-    last = torch.load(trained / "models" / "last.pt", weights_only=True)
+    last = torch.load(trained / "models" / "training_state.ckpt", weights_only=True)
     assert last["epoch"] == 4
     assert last["iteration"] == 8
     assert last["optimizer"]["state"]
@@ -86,9 +86,9 @@ def test_same_seed_gives_the_same_weights_and_another_seed_others(torso_data, tr
     for seed, folder in ((0, tmp_path / "same"), (1, tmp_path / "other")):
         settings = training_settings(torso_data, folder, max_epochs=4, seed=seed, val_interval=4)
         run_bundle(BUNDLE, ["train.json"], **settings)
-    uninterrupted = weights(trained / "models" / "last.pt")
-    assert_same_weights(weights(tmp_path / "same" / "models" / "last.pt"), uninterrupted)
-    other = weights(tmp_path / "other" / "models" / "last.pt")
+    uninterrupted = weights(trained / "models" / "training_state.ckpt")
+    assert_same_weights(weights(tmp_path / "same" / "models" / "training_state.ckpt"), uninterrupted)
+    other = weights(tmp_path / "other" / "models" / "training_state.ckpt")
     assert not torch.equal(other["out.conv.conv.weight"], uninterrupted["out.conv.conv.weight"])
 
 
@@ -110,7 +110,7 @@ def test_labels_that_a_filter_cleaned_are_trained_on(torso_data, tmp_path):
         run_bundle(BUNDLE, ["train.json"], **settings)
     assert "label values 255 are outside 0..13" in reason(error.value)
     run_bundle(BUNDLE, ["train.json", "cleaned_labels.json"], **settings)
-    trained = weights(tmp_path / "models" / "last.pt")
+    trained = weights(tmp_path / "models" / "training_state.ckpt")
     assert all(torch.isfinite(tensor).all() for tensor in trained.values())
 
 
@@ -130,7 +130,7 @@ def test_killed_and_resumed_run_reaches_the_weights_of_an_uninterrupted_one(tors
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    last = tmp_path / "models" / "last.pt"
+    last = tmp_path / "models" / "training_state.ckpt"
     while not last.is_file() and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -138,7 +138,7 @@ def test_killed_and_resumed_run_reaches_the_weights_of_an_uninterrupted_one(tors
     assert torch.load(last, weights_only=True)["epoch"] < 4
     run_bundle(BUNDLE, ["train.json"], **settings, resume="true")
     resumed = torch.load(last, weights_only=True)
-    uninterrupted = torch.load(trained / "models" / "last.pt", weights_only=True)
+    uninterrupted = torch.load(trained / "models" / "training_state.ckpt", weights_only=True)
     assert_same_weights(resumed["network"], uninterrupted["network"])
     assert resumed["best_metric"] == uninterrupted["best_metric"]
     assert resumed["lr_scheduler"] == uninterrupted["lr_scheduler"]
@@ -146,14 +146,14 @@ def test_killed_and_resumed_run_reaches_the_weights_of_an_uninterrupted_one(tors
 
 @pytest.mark.parametrize("value", ["yes", "1", "maybe"])
 def test_resume_that_is_neither_true_nor_false_is_refused(torso_data, trained, tmp_path, value):
-    """Formerly anything but "true" was a fresh run, which overwrote `last.pt`."""
+    """Formerly anything but "true" was a fresh run, which overwrote `training_state.ckpt`."""
     shutil.copytree(trained / "models", tmp_path / "models")
-    before = (tmp_path / "models" / "last.pt").read_bytes()
+    before = (tmp_path / "models" / "training_state.ckpt").read_bytes()
     arguments = command_line(training_settings(torso_data, tmp_path, max_epochs=5))
     code, stderr = command("--config_file", "configs/train.json", *arguments, "--resume", value)
     assert code == 1
     assert re.search(rf"^resume is '?{value}'?: give true or false$", stderr.strip().splitlines()[-1])
-    assert (tmp_path / "models" / "last.pt").read_bytes() == before
+    assert (tmp_path / "models" / "training_state.ckpt").read_bytes() == before
 
 
 def test_mixed_precision_can_be_switched_off_from_the_command_line(torso_data):
@@ -168,7 +168,9 @@ def test_cases_prepared_on_disk_train_and_evaluate_as_those_in_memory(torso_data
     on_disk = {"dataset": "persistent", "cache_dir": str(tmp_path / "cache")}
     settings = training_settings(torso_data, tmp_path, max_epochs=4, val_interval=4, **on_disk)
     run_bundle(BUNDLE, ["train.json"], **settings)
-    assert_same_weights(weights(tmp_path / "models" / "last.pt"), weights(trained / "models" / "last.pt"))
+    assert_same_weights(
+        weights(tmp_path / "models" / "training_state.ckpt"), weights(trained / "models" / "training_state.ckpt")
+    )
     assert len(list((tmp_path / "cache").rglob("*.pt"))) == 3
     settings["ckpt_path"] = str(trained / "models" / "model.pt")
     for name, more in (("first", {}), ("read", {}), ("plain", {"dataset": "plain"})):
@@ -184,7 +186,7 @@ def test_fine_tuning_starts_from_the_given_weights(torso_data, trained, tmp_path
     pretrained = str(trained / "models" / "model.pt")
     settings = training_settings(torso_data, tmp_path, max_epochs=1, pretrained=pretrained, learning_rate=0.0)
     run_bundle(BUNDLE, ["train.json"], **settings)
-    assert_same_weights(weights(tmp_path / "models" / "last.pt"), weights(Path(pretrained)))
+    assert_same_weights(weights(tmp_path / "models" / "training_state.ckpt"), weights(Path(pretrained)))
     assert re.search(r"training: 100%\|.* 2/2 .*epoch=1/1, loss=", capfd.readouterr().err), "no progress bar"
 
 
@@ -234,7 +236,7 @@ def test_two_ranks_hold_the_same_weights_and_score_the_whole_validation_set(tors
     assert_same_weights(ranks[0]["network"], ranks[1]["network"])
     assert ranks[0]["metrics"] == ranks[1]["metrics"]
     alone = training_settings(torso_data, tmp_path / "alone", max_epochs=1, datalist_file="two_validation.json")
-    alone["pretrained"], alone["learning_rate"] = str(tmp_path / "models" / "last.pt"), 0.0
+    alone["pretrained"], alone["learning_rate"] = str(tmp_path / "models" / "training_state.ckpt"), 0.0
     one = run_bundle(BUNDLE, ["train.json"], kind="train", **alone).evaluator.state.metrics["val_mean_dice"]
     assert ranks[0]["metrics"]["val_mean_dice"] == pytest.approx(one, abs=1e-4)
 
@@ -476,4 +478,4 @@ def test_all_faults_of_a_data_set_are_listed_before_the_first_epoch(torso_data, 
 
 def test_resume_without_a_checkpoint_is_refused(torso_data, tmp_path):
     said = refused_training(torso_data, tmp_path, resume="true")
-    assert said.endswith("last.pt: no checkpoint to resume from: set resume to false.")
+    assert said.endswith("training_state.ckpt: no checkpoint to resume from: set resume to false.")

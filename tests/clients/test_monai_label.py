@@ -193,7 +193,7 @@ def test_schedule_ends_with_the_epochs_of_the_server(trained):
     assert schedule["_last_lr"][0] < 0.01 * schedule["base_lrs"][0]
 
 
-@pytest.mark.xfail(strict=True, reason="after a restart the server takes last.pt, the training state")
+@pytest.mark.xfail(strict=True, reason="after a restart the server takes training_state.ckpt, the training state")
 def test_restarted_server_segments_with_the_best_weights(trained, torso, label_python, studies, tmp_path):
     expected = own_run(trained, torso, tmp_path / "own")
     (tmp_path / "server").mkdir()

@@ -390,10 +390,10 @@ def test_killed_training_is_resumed_to_the_checkpoints_of_one_that_was_left_alon
     time.sleep(random.Random(seed).random() * seconds)
     process.kill()
     finish(process)
-    code, stderr = finish(train(torso_data, tmp_path, resume=str((models / "last.pt").exists()).lower()))
+    code, stderr = finish(train(torso_data, tmp_path, resume=str((models / "training_state.ckpt").exists()).lower()))
     assert code == 0, stderr
-    assert names_in(models) == names_in(alone) == ["last.pt", "model.pt"]
-    for name in ("last.pt", "model.pt"):
+    assert names_in(models) == names_in(alone) == ["training_state.ckpt", "model.pt"]
+    for name in ("training_state.ckpt", "model.pt"):
         assert (models / name).read_bytes() == (alone / name).read_bytes(), name
 
 
@@ -401,14 +401,14 @@ def test_killed_training_is_resumed_to_the_checkpoints_of_one_that_was_left_alon
 def test_second_training_in_the_same_folder_is_refused_and_the_first_unharmed(torso_data, trained, tmp_path):
     alone, _ = trained
     first = train(torso_data, tmp_path)
-    wait_for(tmp_path / "models" / "last.pt", first)
+    wait_for(tmp_path / "models" / "training_state.ckpt", first)
     code, stderr = finish(train(torso_data, tmp_path))
     assert code == 1
     last = stderr.strip().splitlines()[-1]
     assert last.startswith(f"error: {tmp_path}/models: another run is using this folder (host ")
     assert last.endswith("; wait until it ends, or set another ckpt_dir.")
     assert finish(first)[0] == 0
-    assert (tmp_path / "models" / "last.pt").read_bytes() == (alone / "last.pt").read_bytes()
+    assert (tmp_path / "models" / "training_state.ckpt").read_bytes() == (alone / "training_state.ckpt").read_bytes()
 
 
 @pytest.mark.hostile
@@ -416,14 +416,14 @@ def test_training_on_a_full_disk_ends_in_one_message_and_keeps_the_whole_files(
     torso_data, trained, tmp_path, on_small_disk
 ):
     alone, _ = trained
-    room = sizes_kib(alone, "model.pt") + sizes_kib(alone, "last.pt") // 2
+    room = sizes_kib(alone, "model.pt") + sizes_kib(alone, "training_state.ckpt") // 2
     settings = training_settings(torso_data, tmp_path, max_epochs=3, ckpt_dir=str(tmp_path / "disk" / "out"))
     process = start("training", "--config_file", "configs/train.json", prefix=on_small_disk(room), **settings)
     code, stderr = finish(process)
     assert code == 1
     last = stderr.strip().splitlines()[-1]
     full = "cannot be written (No space left on device); free space, then run again."
-    assert last == f"error: {tmp_path}/disk/out/last.pt: {full}"
+    assert last == f"error: {tmp_path}/disk/out/training_state.ckpt: {full}"
     assert "Traceback" not in stderr
     assert names_in(tmp_path / "kept") == ["model.pt"]
 

@@ -399,7 +399,7 @@ def test_runs_that_fill_one_folder_at_once_reach_the_same_weights(torso_data, tm
         processes.append(start(*TRAIN, **settings, dataset="persistent", cache_dir=str(tmp_path / "cache")))
     errors = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], errors
-    first, *others = (weights(tmp_path / name / "models" / "last.pt") for name in ("a", "b", "c"))
+    first, *others = (weights(tmp_path / name / "models" / "training_state.ckpt") for name in ("a", "b", "c"))
     assert all(torch.equal(first[key], other[key]) for other in others for key in first)
     assert len(list((tmp_path / "cache").rglob("*.pt"))) == 3
     assert leftovers(tmp_path / "cache") == []
@@ -407,7 +407,7 @@ def test_runs_that_fill_one_folder_at_once_reach_the_same_weights(torso_data, tm
 
 def state_of(folder):
     """What has been written so far: the names of prepared and of half-written cases, and the last checkpoint."""
-    last = folder / "models" / "last.pt"
+    last = folder / "models" / "training_state.ckpt"
     return sorted(path.name for path in (folder / "cache").rglob("*.pt")), last.is_file() and last.stat().st_mtime_ns
 
 
@@ -430,7 +430,7 @@ def test_training_from_prepared_cases_killed_at_random_moments_reaches_the_undis
         return training_settings(torso_data, tmp_path / name, max_epochs=6, num_workers=1, **cache)
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    last = killed / "models" / "last.pt"
+    last = killed / "models" / "training_state.ckpt"
     rng = np.random.default_rng()
     for kills in range(8):
         process = start(*TRAIN, **settings("killed"), resume=last.is_file())
@@ -443,7 +443,7 @@ def test_training_from_prepared_cases_killed_at_random_moments_reaches_the_undis
         process = start(*TRAIN, **settings(name), resume=resume)
         error = process.communicate()[1]
         assert process.returncode == 0, error
-    states = [torch.load(folder / "models" / "last.pt", weights_only=True) for folder in (whole, killed)]
+    states = [torch.load(folder / "models" / "training_state.ckpt", weights_only=True) for folder in (whole, killed)]
     assert all(torch.equal(states[0]["network"][key], states[1]["network"][key]) for key in states[0]["network"])
     for key in ("epoch", "iteration", "best_metric", "best_metric_epoch", "lr_scheduler"):
         assert states[0][key] == states[1][key], key

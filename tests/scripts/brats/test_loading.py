@@ -83,10 +83,28 @@ def test_two_sequences_of_the_same_voxels_are_refused(tmp_path):
         load(paths)
 
 
-def test_single_file_is_not_an_image_of_four_sequences(tmp_path):
-    path = write_case(tmp_path)[0]
-    with pytest.raises(InputError, match=r"p1-t1n.nii.gz: is a single file: list four, t1n, t1c, t2w, t2f, in this"):
-        load(path)
+@pytest.mark.parametrize("given", ["folder", "t2f"])
+def test_case_is_read_from_its_folder_or_one_of_its_sequences(tmp_path, given):
+    paths = write_case(tmp_path)
+    torch.testing.assert_close(load(str(tmp_path) if given == "folder" else paths[3]), load(paths))
+
+
+def test_folder_of_two_cases_is_not_an_image(tmp_path):
+    for name in ("p1", "p2"):
+        write_case(tmp_path / name)
+    with pytest.raises(InputError, match=r": holds 2 cases \(.*\); give the folder of one\.$"):
+        load(str(tmp_path))
+
+
+def test_path_that_does_not_exist_is_no_image(tmp_path):
+    with pytest.raises(InputError, match=r"no/p1-t1n.nii.gz: no such file or folder; give a case's folder or one of"):
+        load(str(tmp_path / "no" / "p1-t1n.nii.gz"))
+
+
+def test_file_without_the_name_of_a_sequence_is_no_image(tmp_path):
+    (tmp_path / "ct.nii.gz").touch()
+    with pytest.raises(InputError, match=r"ct.nii.gz: no sequences found; give the folder of <case>-t1n"):
+        load(str(tmp_path / "ct.nii.gz"))
 
 
 # Grids

@@ -51,11 +51,11 @@ def test_folder_is_locked_during_each_run_and_created_before_its_first_event(tmp
             FolderLock(tmp_path / "models", setting="ckpt_dir"),
         ):
             pass
-        (tmp_path / "models" / "last.pt").touch()
+        (tmp_path / "models" / "training_state.ckpt").touch()
 
     for _ in range(2):
         engine.run([1])
-    assert [path.name for path in (tmp_path / "models").iterdir()] == ["last.pt"]
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["training_state.ckpt"]
 
 
 def test_refused_run_fires_no_event_and_leaves_no_folder(tmp_path):

@@ -105,3 +105,13 @@ print({name.partition(".")[0] for name in set(sys.modules) - before})
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "{'scripts'}\n"
+
+
+@pytest.mark.parametrize("channel", [False, True])
+def test_volume_in_memory_stays_with_its_affine(channel):
+    """The MONAI Deploy App SDK gives volumes of (X, Y, Z)."""
+    affine = torch.diag(torch.tensor([2.0, 2.0, 3.0, 1.0], dtype=torch.float64))
+    volume = MetaTensor(torch.arange(24, dtype=torch.int16).reshape(2, 3, 4), affine=affine)
+    loaded = LoadVolumed("image")({"image": volume[None] if channel else volume})["image"]
+    assert (loaded.shape, loaded.dtype) == ((1, 2, 3, 4), torch.float32)
+    torch.testing.assert_close(loaded.affine, affine)

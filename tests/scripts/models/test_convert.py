@@ -12,7 +12,7 @@ from monai.networks.nets import SwinUNETR
 from scripts.common.errors import InputError
 from scripts.common.locks import FolderLock
 from scripts.models.convert import convert, main
-from scripts.models.swin_unetr import is_legacy, patch_merging
+from scripts.models.swin_unetr import is_legacy, patch_merging, plain_state
 from scripts.models.weights import load_weights
 from tests.conftest import ROOT
 
@@ -36,7 +36,7 @@ def tiny(*, seed=0, legacy=False, **changes):
 
 def published(path, network, **others):
     """Save as the trainer of MONAI's research contributions does, wrapped for several GPUs."""
-    state = {f"module.{key}": value for key, value in network.state_dict().items()}
+    state = {f"module.{key}": value for key, value in plain_state(network).items()}
     torch.save({"epoch": 4999, "best_acc": np.float64(0.82), "state_dict": state} | others, path)
     return path
 
@@ -58,7 +58,7 @@ def test_converted_weights_load_strictly_into_their_kind_of_network(tmp_path, le
     assert main([str(published(tmp_path / "in.pt", trained)), str(target), *options]) == 0
     network = tiny(legacy=legacy)
     network.load_state_dict(torch.load(target, weights_only=True))
-    assert all(torch.equal(network.state_dict()[key], value) for key, value in trained.state_dict().items())
+    assert all(torch.equal(network.state_dict()[key], value) for key, value in plain_state(trained).items())
     with pytest.raises(InputError, match="set legacy_merging to"):
         load_weights(tiny(legacy=not legacy), target)
 
@@ -86,33 +86,33 @@ def test_converting_twice_changes_nothing(tmp_path):
 
 def test_shortcuts_that_monai_0_8_never_used_are_dropped(tmp_path):
     network = tiny()
-    state = network.state_dict() | {"encoder2.layer.conv3.conv.weight": torch.rand(12, 12, 1, 1, 1)}
+    state = plain_state(network) | {"encoder2.layer.conv3.conv.weight": torch.rand(12, 12, 1, 1, 1)}
     torch.save({"state_dict": state}, tmp_path / "in.pt")
     convert(tmp_path / "in.pt", tmp_path / "out.pt", legacy_merging=False)
-    assert torch.load(tmp_path / "out.pt", weights_only=True).keys() == network.state_dict().keys()
+    assert torch.load(tmp_path / "out.pt", weights_only=True).keys() == plain_state(network).keys()
 
 
 def encoder_only(path):
-    state = {key: value for key, value in tiny().state_dict().items() if key.startswith("swinViT.")}
+    state = {key: value for key, value in plain_state(tiny()).items() if key.startswith("swinViT.")}
     torch.save(state, path)
 
 
 def without_a_tensor(path):
-    state = tiny().state_dict()
+    state = plain_state(tiny())
     del state["decoder1.transp_conv.conv.weight"]
     torch.save(state, path)
 
 
 def changed(key, change):
     def write(path):
-        state = tiny().state_dict()
+        state = plain_state(tiny())
         torch.save(state | {key: change(state[key])}, path)
 
     return write
 
 
 def with_names(name, count):
-    return lambda path: torch.save(tiny().state_dict() | {name.format(n): torch.zeros(1) for n in range(count)}, path)
+    return lambda path: torch.save(plain_state(tiny()) | {name.format(n): torch.zeros(1) for n in range(count)}, path)
 
 
 BIAS_TABLE = "swinViT.layers1.0.blocks.0.attn.relative_position_bias_table"
@@ -249,7 +249,7 @@ def test_target_in_a_folder_that_a_training_writes_to_is_refused(tmp_path, caplo
 def test_network_that_the_file_asks_for_is_not_built_before_its_shapes_fit(tmp_path, monkeypatch):
     """A window of 50 makes an index of 125 GB in every block."""
     changes = {BIAS_TABLE: torch.zeros(99**3, 1)}
-    torch.save(tiny().state_dict() | changes, tmp_path / "in.pt")
+    torch.save(plain_state(tiny()) | changes, tmp_path / "in.pt")
     with pytest.raises(InputError, match=r"relative_position_index: file \(64, 64\), network \(125000, 125000\)"):
         convert(tmp_path / "in.pt", tmp_path / "out.pt", legacy_merging=True)
 

@@ -7,6 +7,7 @@ from ignite.engine import Engine
 
 from scripts.common.errors import InputError
 from scripts.models.pretrained import PretrainedLoader, load_pretrained
+from scripts.models.swin_unetr import plain_state
 from tests.scripts.models.tiny_networks import (
     PATCH_EMBEDDING,
     assert_equal_states,
@@ -34,7 +35,7 @@ def test_self_supervised_encoder_loads_as_monai_loads_it(tmp_path):
 @pytest.mark.parametrize(("given", "wanted"), [(1, 4), (4, 1)])
 def test_other_input_channels_give_the_same_output_for_replicated_images(tmp_path, given, wanted):
     pretrained, network = tiny(seed=1, in_channels=given), tiny(in_channels=wanted)
-    report = load_pretrained(network, saved(tmp_path / "w.pt", pretrained.state_dict()))
+    report = load_pretrained(network, saved(tmp_path / "w.pt", plain_state(pretrained)))
     assert set(report.adapted) == IMAGE_WEIGHTS
     assert report.fresh == report.unused == ()
     image = torch.rand(1, 1, 64, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -89,7 +90,7 @@ def test_pretrained_weights_of_another_network_are_refused_before_any_is_loaded(
     path, network = saved(tmp_path / "w.pt", content()), tiny(seed=5)
     with pytest.raises(InputError, match=f"^{re.escape(f'{path}: {message}')}$"):
         load_pretrained(network, path)
-    assert_equal_states(network.state_dict(), state_of(seed=5))
+    assert_equal_states(plain_state(network), state_of(seed=5))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,7 @@ def test_pretrained_weights_without_usable_values_are_refused_before_any_is_load
     path, network = saved(tmp_path / "w.pt", state | {key: change(state[key]).contiguous()}), tiny(seed=5)
     with pytest.raises(InputError, match=f"^{re.escape(f'{path}: {key} {message}')}"):
         load_pretrained(network, path)
-    assert_equal_states(network.state_dict(), state_of(seed=5))
+    assert_equal_states(plain_state(network), state_of(seed=5))
 
 
 def test_values_of_tensors_that_are_not_loaded_do_not_matter(tmp_path):
@@ -121,7 +122,7 @@ def test_values_of_tensors_that_are_not_loaded_do_not_matter(tmp_path):
 def test_legacy_network_takes_pretrained_weights_with_and_without_the_marker(tmp_path, file_is_marked):
     network, path = tiny(legacy=True), saved(tmp_path / "w.pt", state_of(seed=1, legacy=file_is_marked))
     report = load_pretrained(network, path)
-    assert_equal_states(network.state_dict(), state_of(seed=1, legacy=True))
+    assert_equal_states(plain_state(network), state_of(seed=1, legacy=True))
     assert len(report.loaded) == 103
     assert report.fresh == report.unused == ()
 
@@ -176,4 +177,4 @@ def test_resumed_training_keeps_its_weights(tmp_path):
     engine.load_state_dict({"epoch": 1, "max_epochs": 2, "epoch_length": 1})
     PretrainedLoader(network, path).attach(engine)
     engine.run([0])
-    assert_equal_states(network.state_dict(), state_of())
+    assert_equal_states(plain_state(network), state_of())

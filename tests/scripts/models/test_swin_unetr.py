@@ -6,14 +6,17 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.networks.nets import SwinUNETR
-from monai.networks.nets.swin_unetr import PatchMergingV2
+from monai.networks.nets.swin_unetr import PatchMerging, PatchMergingV2
+from monai.networks.utils import copy_model_state
 
 from scripts.common.errors import InputError
 from scripts.models.swin_unetr import (
+    SLICE_OFFSETS,
     CurrentPatchMerging,
     LegacyPatchMerging,
     adapt_input_channels,
     patch_merging,
+    plain_state,
 )
 from tests.conftest import ROOT
 from tests.scripts.models.tiny_networks import assert_equal_states, tiny
@@ -100,22 +103,42 @@ def test_copied_network_refuses_weights_of_the_other_merging(legacy):
 
 
 @pytest.mark.parametrize("legacy", [True, False])
-def test_network_takes_a_part_of_weights_without_merging(legacy):
-    network, other = tiny(legacy=legacy), tiny(seed=1, legacy=not legacy)
-    head = {key: value for key, value in other.state_dict().items() if key.startswith("out.")}
-    network.load_state_dict(head, strict=False)
-    assert torch.equal(network.out.conv.conv.weight, other.out.conv.conv.weight)
+def test_training_state_is_refused_as_weights_although_not_strict(legacy):
+    """MONAI Label loads with strict=False whatever file it finds."""
+    network = tiny(legacy=legacy)
+    message = "weights without those of the patch merging; give the file of all weights, model.pt."
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        network.load_state_dict({"network": network.state_dict(), "epoch": 3}, strict=False)
+
+
+def test_copied_tensors_of_legacy_weights_are_refused():
+    """`monai.bundle.load` copies the tensors that the network has too."""
+    network, legacy = tiny(legacy=False), tiny(legacy=True)
+    with pytest.raises(RuntimeError, match="set legacy_merging to true"):
+        copy_model_state(network, legacy.state_dict())
 
 
 def test_weights_of_plain_monai_load_into_the_current_network_and_back():
     plain = SwinUNETR(**legacy_fixture.TINY_NETWORK, downsample="merging")
     network = SwinUNETR(**legacy_fixture.TINY_NETWORK, downsample=patch_merging(legacy=False))
     network.load_state_dict(plain.state_dict())
-    assert_equal_states(network.state_dict(), plain.state_dict())
-    SwinUNETR(**legacy_fixture.TINY_NETWORK).load_state_dict(network.state_dict())
+    assert_equal_states(plain_state(network), plain.state_dict())
+    SwinUNETR(**legacy_fixture.TINY_NETWORK).load_state_dict(plain_state(network))
     image = torch.rand(legacy_fixture.IMAGE_SHAPE)
     with torch.no_grad():
         torch.testing.assert_close(network.eval()(image), plain.eval()(image), rtol=0, atol=0)
+
+
+def test_plain_state_of_a_legacy_network_keeps_its_markers():
+    network = tiny(legacy=True)
+    assert_equal_states(plain_state(network), network.state_dict())
+
+
+def test_current_offsets_are_those_of_monai():
+    layer = PatchMerging(1).double()
+    layer.norm = layer.reduction = torch.nn.Identity()
+    block = torch.arange(8, dtype=torch.float64).reshape(1, 2, 2, 2, 1)
+    assert layer(block).flatten().tolist() == [block[0, d, h, w].item() for d, h, w in SLICE_OFFSETS]
 
 
 def test_plain_monai_network_refuses_legacy_weights():

@@ -3,7 +3,7 @@
 import torch
 from monai.networks.nets import SwinUNETR
 
-from scripts.models.swin_unetr import patch_merging
+from scripts.models.swin_unetr import patch_merging, plain_state
 
 PATCH_EMBEDDING = "swinViT.patch_embed.proj.weight"
 
@@ -22,7 +22,7 @@ def tiny(*, seed=0, in_channels=1, out_channels=3, feature_size=12, legacy=False
 
 
 def state_of(**options):
-    return tiny(**options).state_dict()
+    return plain_state(tiny(**options))
 
 
 def saved(path, content):

@@ -23,10 +23,10 @@ def parts(scaler=None, network=None):
 def test_state_is_restored_with_scaler_epoch_and_best_metric(tmp_path):
     network, state, trainer = parts(torch.amp.GradScaler("cpu", init_scale=128.0))
     trainer.state.epoch, trainer.state.iteration = 3, 12
-    LastCheckpoint(state, tmp_path / "deep" / "last.pt")(trainer)
+    LastCheckpoint(state, tmp_path / "deep" / "training_state.ckpt")(trainer)
     other_network, other, resumed = parts(torch.amp.GradScaler("cpu"))
     other.evaluator.state.best_metric = -1
-    Resume(other, tmp_path / "deep" / "last.pt")(resumed)
+    Resume(other, tmp_path / "deep" / "training_state.ckpt")(resumed)
     assert torch.equal(other_network.weight, network.weight)
     assert (resumed.state.epoch, resumed.state.iteration) == (3, 12)
     assert (other.evaluator.state.best_metric, other.evaluator.state.best_metric_epoch) == (0.5, 1)
@@ -35,16 +35,16 @@ def test_state_is_restored_with_scaler_epoch_and_best_metric(tmp_path):
 
 @pytest.mark.parametrize("content", [b"corrupted", b"PK\x03\x04 half a zip"])
 def test_corrupted_checkpoint_is_refused(tmp_path, content):
-    (tmp_path / "last.pt").write_bytes(content)
+    (tmp_path / "training_state.ckpt").write_bytes(content)
     _, state, trainer = parts()
-    with pytest.raises(InputError, match=r"last\.pt: not a PyTorch checkpoint, or corrupted"):
-        Resume(state, tmp_path / "last.pt")(trainer)
+    with pytest.raises(InputError, match=r"training_state\.ckpt: not a PyTorch checkpoint, or corrupted"):
+        Resume(state, tmp_path / "training_state.ckpt")(trainer)
 
 
 def test_missing_checkpoint_is_refused(tmp_path):
     _, state, trainer = parts()
-    with pytest.raises(InputError, match=r"last\.pt: no checkpoint to resume from: set resume to false\.$"):
-        Resume(state, tmp_path / "last.pt")(trainer)
+    with pytest.raises(InputError, match=r"training_state\.ckpt: no checkpoint to resume from: set resume to false\.$"):
+        Resume(state, tmp_path / "training_state.ckpt")(trainer)
 
 
 @pytest.mark.parametrize(
@@ -60,11 +60,11 @@ def test_missing_checkpoint_is_refused(tmp_path):
     ids=["another shape", "weights alone", "a list"],
 )
 def test_checkpoint_of_another_run_is_refused_with_the_reason(tmp_path, content, why):
-    torch.save(content, tmp_path / "last.pt")
+    torch.save(content, tmp_path / "training_state.ckpt")
     _, state, trainer = parts()
-    message = f"last.pt: {why}"
+    message = f"training_state.ckpt: {why}"
     with pytest.raises(InputError, match=re.escape(message)):
-        Resume(state, tmp_path / "last.pt")(trainer)
+        Resume(state, tmp_path / "training_state.ckpt")(trainer)
 
 
 def entry(*keys, value):
@@ -106,10 +106,10 @@ def test_state_with_values_that_no_run_has_is_refused(tmp_path, change, why):
     state.modules["optimizer"].step()
     content = state.state_dict(trainer)
     change(content)
-    torch.save(content, tmp_path / "last.pt")
+    torch.save(content, tmp_path / "training_state.ckpt")
     _, other, resumed = parts(torch.amp.GradScaler("cpu"))
-    with pytest.raises(InputError, match=re.escape(f"last.pt: damaged, or its training diverged: {why}")):
-        Resume(other, tmp_path / "last.pt")(resumed)
+    with pytest.raises(InputError, match=re.escape(f"training_state.ckpt: damaged, or its training diverged: {why}")):
+        Resume(other, tmp_path / "training_state.ckpt")(resumed)
 
 
 @pytest.mark.parametrize(
@@ -122,10 +122,12 @@ def test_state_with_values_that_no_run_has_is_refused(tmp_path, change, why):
     ],
 )
 def test_state_of_another_form_is_refused(tmp_path, content):
-    torch.save(content, tmp_path / "last.pt")
+    torch.save(content, tmp_path / "training_state.ckpt")
     _, state, trainer = parts()
-    with pytest.raises(InputError, match=r"last\.pt: of another network or optimizer \(.+\); give the settings"):
-        Resume(state, tmp_path / "last.pt")(trainer)
+    with pytest.raises(
+        InputError, match=r"training_state\.ckpt: of another network or optimizer \(.+\); give the settings"
+    ):
+        Resume(state, tmp_path / "training_state.ckpt")(trainer)
 
 
 @pytest.mark.parametrize(("saved_with", "resumed_with"), [(True, False), (False, True)])
@@ -133,42 +135,55 @@ def test_run_resumes_with_amp_switched(tmp_path, saved_with, resumed_with):
     scalers = {True: torch.amp.GradScaler("cpu"), False: None}
     _, state, trainer = parts(scalers[saved_with])
     trainer.state.epoch = 2
-    LastCheckpoint(state, tmp_path / "last.pt")(trainer)
+    LastCheckpoint(state, tmp_path / "training_state.ckpt")(trainer)
     _, other, resumed = parts(scalers[resumed_with])
-    Resume(other, tmp_path / "last.pt")(resumed)
+    Resume(other, tmp_path / "training_state.ckpt")(resumed)
     assert resumed.state.epoch == 2
 
 
 def test_bug_while_resuming_is_not_shown_as_an_error_of_the_checkpoint(tmp_path, monkeypatch):
     """Only what torch refuses is translated; anything else keeps its type and traceback."""
     _, state, trainer = parts()
-    LastCheckpoint(state, tmp_path / "last.pt")(trainer)
+    LastCheckpoint(state, tmp_path / "training_state.ckpt")(trainer)
 
     def buggy(self, *_):
         raise ValueError("not enough values to unpack")
 
     monkeypatch.setattr(TrainingState, "load_state_dict", buggy)
     with pytest.raises(ValueError, match="not enough values") as caught:
-        Resume(state, tmp_path / "last.pt")(trainer)
+        Resume(state, tmp_path / "training_state.ckpt")(trainer)
     assert not isinstance(caught.value, InputError)
 
 
 def test_checkpoint_of_the_other_patch_merging_is_refused(tmp_path):
     _, state, trainer = parts(network=CurrentPatchMerging(4))
-    LastCheckpoint(state, tmp_path / "last.pt")(trainer)
+    LastCheckpoint(state, tmp_path / "training_state.ckpt")(trainer)
     _, other, resumed = parts(network=LegacyPatchMerging(4))
-    with pytest.raises(InputError, match=r"last\.pt: of another network or optimizer"):
-        Resume(other, tmp_path / "last.pt")(resumed)
+    with pytest.raises(InputError, match=r"training_state\.ckpt: of another network or optimizer"):
+        Resume(other, tmp_path / "training_state.ckpt")(resumed)
 
 
 def test_only_a_new_best_is_saved(tmp_path):
     network, _, evaluator = parts()
     evaluator.state.epoch, evaluator.state.best_metric_epoch = 4, 2
+    evaluator.state.key_metric_name, evaluator.state.metrics = "mean_dice", {"mean_dice": 0.5}
     BestCheckpoint(network, tmp_path / "model.pt")(evaluator)
     assert not list(tmp_path.iterdir())
     evaluator.state.best_metric_epoch = 4
     BestCheckpoint(network, tmp_path / "model.pt")(evaluator)
     assert torch.equal(torch.load(tmp_path / "model.pt", weights_only=True)["weight"], network.weight)
+
+
+def test_metric_that_is_not_a_number_is_named(tmp_path, caplog):
+    """No validation label has foreground, so no weights would ever be written."""
+    network, _, evaluator = parts()
+    evaluator.state.epoch, evaluator.state.best_metric_epoch = 4, -1
+    evaluator.state.key_metric_name, evaluator.state.metrics = "mean_dice", {"mean_dice": torch.nan}
+    BestCheckpoint(network, tmp_path / "model.pt")(evaluator)
+    (record,) = caplog.records
+    assert record.message.endswith(
+        "model.pt is not written: mean_dice of epoch 4 is NaN; do the validation labels have foreground?"
+    )
 
 
 def test_random_numbers_of_an_epoch_depend_only_on_seed_epoch_and_rank():
