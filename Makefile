@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/installed
 RUN := $(VENV)/bin/python
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup demo test test-hostile test-clients lint format bench bundles clean
+.PHONY: help setup demo test test-hostile test-clients lint format bench bundles release clean
 
 help:
 	@echo "make demo     train, evaluate and segment on phantoms; INPUT=image LABEL=label for your own pair"
@@ -16,6 +16,7 @@ help:
 	@echo "make lint     check style, spelling, configs and settings pages; make format fixes them"
 	@echo "make bench    run the benchmarks and write benchmarks/results/"
 	@echo "make bundles  write dist/<name>_v<version>.zip for each bundle"
+	@echo "make release  as bundles, with checksums, model_info.json and the list of packages of each bundle"
 	@echo "make setup    make the environment in $(VENV) only"
 
 setup: $(INSTALLED)
@@ -62,6 +63,9 @@ bench: $(INSTALLED)
 
 bundles: $(INSTALLED)
 	$(RUN) -m tools.pack
+
+release: $(INSTALLED)
+	$(RUN) -m tools.release
 
 clean:
 	rm -rf demo dist .pytest_cache .ruff_cache

@@ -70,7 +70,7 @@ def overlays(bundle):
 
 
 def test_metadata_validates_against_the_bundle_specification(bundle):
-    schema = json.loads((Path(__file__).parent / "metadata_schema.json").read_text())
+    schema = json.loads((ROOT / "tools" / "assets" / "metadata_schema.json").read_text())
     jsonschema.validate(configs(bundle)["metadata.json"], schema)
 
 

@@ -28,7 +28,6 @@ def identified(series):
     return series
 
 
-@pytest.mark.xfail(strict=True, reason="the SDK leaves out LoadImage… only: LoadVolumed gets a tensor")
 def test_series_gets_the_label_map_of_the_bundle(deploy_python, packed, identified, tmp_path):
     bundle = packed / "swin_bob_btcv"
     expected = own_run(bundle, identified, tmp_path / "own")

@@ -3,18 +3,12 @@
 import json
 from pathlib import Path
 
-import pytest
 import torch
 
 from tests.clients.bundles import copy_bundle, own_run
 from tests.clients.programs import PROJECT_PYTHON, run
 
 FEDERATED = Path(__file__).parent / "drivers" / "federated.py"
-
-
-@pytest.mark.xfail(strict=True, reason="needs the bundle's folder on the Python path")
-def test_client_finds_the_scripts_of_its_bundle(packed, torso_data, tmp_path):
-    run(PROJECT_PYTHON, FEDERATED, packed / "swin_bob_btcv", torso_data, tmp_path / "site", cwd=tmp_path)
 
 
 def test_client_trains_two_rounds_from_the_weights_of_the_server(packed, torso_data, torso, tmp_path):

@@ -72,7 +72,6 @@ def test_workflow_is_created_from_the_path_of_its_config(packed, torso, tmp_path
     assert "CREATED SwinUNETR" in output
 
 
-@pytest.mark.xfail(strict=True, reason="scripts of another bundle in the working folder run silently")
 def test_scripts_of_another_bundle_are_noticed(packed, torso, tmp_path):
     """The folder of a bundle of another version is the working folder, and so comes first on the path."""
     other = copy_bundle(packed / BRATS, tmp_path)
@@ -83,7 +82,6 @@ def test_scripts_of_another_bundle_are_noticed(packed, torso, tmp_path):
     assert str(other / "scripts") in output.strip().splitlines()[-1]
 
 
-@pytest.mark.xfail(strict=True, reason="monai.bundle.load copies legacy weights tensor by tensor")
 def test_load_refuses_legacy_weights_for_a_network_of_the_other_merging(packed, tmp_path):
     write_weights(copy_bundle(packed / BTCV, tmp_path), seed=5, legacy_merging=True)
     output = run(PROJECT_PYTHON, "-c", ON_PATH + LOAD, tmp_path, BTCV, cwd=tmp_path, code=1)
