@@ -63,9 +63,7 @@ def check_command_line(argv: Sequence[str]) -> None:
         InputError: names each flag without effect, with the nearest known one or the config that has it, and each
             setting that `scripts.common.settings` refuses.
     """
-    given = dict(_parse_flags(takewhile(lambda word: word != "--", argv[2:])))
-    if Path(str(given.get("args_file", ""))).is_file():
-        given = {**_read_config(Path(given["args_file"])), **given}
+    given = given_settings(argv)
     files = _config_files(given.get("config_file", ""))
     if argv[1:2] != ["run"] or not files or not all(file.is_file() for file in files):
         return  # MONAI reports missing files
@@ -77,6 +75,14 @@ def check_command_line(argv: Sequence[str]) -> None:
     parser.update({name: value for name, value in overrides.items() if not problems[name]})
     found = [*filter(None, problems.values()), *_value_problems(settings, parser)]
     raise_all(found, "command line", "correct or leave out these settings")
+
+
+def given_settings(argv: Sequence[str]) -> dict[str, Any]:
+    """Return what a command line of `python -m monai.bundle` and its `args_file` set, `config_file` included."""
+    given = dict(_parse_flags(takewhile(lambda word: word != "--", argv[2:])))
+    if Path(str(given.get("args_file", ""))).is_file():
+        given = {**_read_config(Path(given["args_file"])), **given}
+    return given
 
 
 def _parse_flags(words: Iterable[str]) -> Iterator[tuple[str, Any]]:
