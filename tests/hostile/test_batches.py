@@ -392,7 +392,7 @@ def test_killed_training_is_resumed_to_the_checkpoints_of_one_that_was_left_alon
     finish(process)
     code, stderr = finish(train(torso_data, tmp_path, resume=str((models / "training_state.ckpt").exists()).lower()))
     assert code == 0, stderr
-    assert names_in(models) == names_in(alone) == ["training_state.ckpt", "model.pt"]
+    assert names_in(models) == names_in(alone) == ["model.pt", "training_state.ckpt"]
     for name in ("training_state.ckpt", "model.pt"):
         assert (models / name).read_bytes() == (alone / name).read_bytes(), name
 
@@ -402,7 +402,9 @@ def test_second_training_in_the_same_folder_is_refused_and_the_first_unharmed(to
     alone, _ = trained
     first = train(torso_data, tmp_path)
     wait_for(tmp_path / "models" / "training_state.ckpt", first)
+    first.send_signal(signal.SIGSTOP)  # so that it cannot end before the second starts
     code, stderr = finish(train(torso_data, tmp_path))
+    first.send_signal(signal.SIGCONT)
     assert code == 1
     last = stderr.strip().splitlines()[-1]
     assert last.startswith(f"error: {tmp_path}/models: another run is using this folder (host ")
