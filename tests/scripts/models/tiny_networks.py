@@ -8,17 +8,19 @@ from scripts.models.swin_unetr import patch_merging, plain_state
 PATCH_EMBEDDING = "swinViT.patch_embed.proj.weight"
 
 
-def tiny(*, seed=0, in_channels=1, out_channels=3, feature_size=12, legacy=False):
+TINY_NETWORK = {
+    "in_channels": 1,
+    "out_channels": 3,
+    "feature_size": 12,
+    "depths": [1, 1, 1, 1],
+    "num_heads": [1, 1, 1, 1],
+    "window_size": 4,
+}
+
+
+def tiny(*, seed=0, legacy=False, **changes):
     torch.manual_seed(seed)
-    return SwinUNETR(
-        in_channels=in_channels,
-        out_channels=out_channels,
-        feature_size=feature_size,
-        depths=(1, 1, 1, 1),
-        num_heads=(1, 1, 1, 1),
-        window_size=4,
-        downsample=patch_merging(legacy),
-    ).eval()
+    return SwinUNETR(**TINY_NETWORK | changes, downsample=patch_merging(legacy)).eval()
 
 
 def state_of(**options):
