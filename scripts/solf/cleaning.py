@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from monai.data import Dataset
 
 from scripts.cohort.journal import Case
 from scripts.common.files import atomic_path
+from scripts.common.fingerprint import file_state
 from scripts.models.weights import load_weights
 from scripts.solf.filter import LabelFilter, clean_case
 from scripts.solf.measuring import Transform
@@ -64,12 +65,12 @@ class CohortCleaner(CohortWorkflow):
         light = _without_quantiles(self.network)
         task = partial(clean_case, transform=self.transform, network=light, postprocessing=self.postprocessing)
         depends_on = [clean_case, light, type(self.postprocessing)]
-        before = {case["case"] for case in self.cases if self._cleaned(case["case"]).is_file()}
+        states = {case["case"]: file_state(self._cleaned(case["case"])) for case in self.cases}
         try:
             self.measure(task, depends_on=depends_on, is_finished=self._is_written)
         finally:
             if self._journal:
-                self._remove_stale(before)
+                self._remove_stale(states)
         counts = self.write_decisions()
         self._write_csv()
         summary = ", ".join(f"{count} {decision}" for decision, count in sorted(counts.items()))
@@ -91,19 +92,21 @@ class CohortCleaner(CohortWorkflow):
         [(_, payload)] = self._journal.payloads([case])
         return (self.network.decide(unpack_features(payload))["decision"] == "drop").any()
 
-    def _remove_stale(self, before: set[str]) -> None:
-        """Remove the maps that an earlier run wrote of cases that failed now, or whose file is gone; log what is gone.
+    def _remove_stale(self, states: Mapping[str, list[Any]]) -> None:
+        """Remove the maps of cases that failed now, and of an earlier run's whose file is gone; log what was removed.
 
-        A map is removed only if the journal holds its case, as proof that it was written here.
+        A map is removed only with proof that it was written here: the journal holds its case, or it changed meanwhile.
 
         Args:
-            before: cases of this run that had a map before it.
+            states: `file_state` of the map of each case before this run.
         """
         cases = {case["case"] for case in self.cases}
         owner = f"{type(self).__name__} "
         ours = {name: path for name, (path, who) in self._journal.earlier().items() if who.startswith(owner)}
+        before = {name for name, state in states.items() if len(state) > 1}
         gone = {name for name, path in ours.items() if name not in cases and not Path(path).exists()}
-        stale = gone | (self.failures.keys() & ours.keys())
+        changed = {name for name in self.failures if file_state(self._cleaned(name)) != states[name]}
+        stale = gone | changed | (self.failures.keys() & ours.keys())
         before |= {name for name in gone if self._cleaned(name).is_file()}
         for name in stale:
             self._cleaned(name).unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from zlib_ng import gzip_ng
 from scripts.common.errors import InputError
 from scripts.common.flags import parse_flag
 from scripts.common.label_maps import MAX_CLASS_ID
-from scripts.common.names import printable
+from scripts.common.names import is_nifti, printable
 from scripts.io.dicom_seg import is_dicom_seg, read_dicom_seg
 from scripts.io.nifti import StoredVolume, read_nifti
 from scripts.io.organ_folder import read_organ_folder
@@ -194,7 +194,7 @@ def read_labels(path: str | Path, renaming: Renaming) -> tuple[StoredVolume, str
         InputError: see `LoadLabelMapd`.
     """
     where, ignore_id = Path(path), renaming.ignore_id
-    if where.is_dir() or is_dicom_seg(where):
+    if not is_nifti(where) and (where.is_dir() or is_dicom_seg(where)):
         if where.is_dir():
             volume, found = read_organ_folder(where, renaming.ids_of, ignore_id=ignore_id, open_gzip=gzip_ng.open)
         else:
