@@ -175,7 +175,7 @@ class LabelFilter(nn.Module):
         affines = np.broadcast_to(affine, (len(label), 4, 4))  # a batch has one each, a single case one
         for n, volume in enumerate(label):
             array = _unsigned(as_label_array(volume[0], name="label map"), self.ignore_id)
-            if not np.isin(array, (0, self.ignore_id)).all():  # an empty map has no features
+            if ((array != 0) & (array != self.ignore_id)).any():  # an empty map has no features
                 known = features is not None
                 options = {"ignore_id": self.ignore_id}
                 own = features[n].cpu().numpy() if known else case_features(array, affines[n], self.organs, **options)
@@ -206,7 +206,7 @@ def clean_case(
     item = transform(case)
     image, features = item["image"], item["features"].numpy()
     cleaned = network.clean(image.as_tensor()[0].numpy(), features)  # without the copies of a forward pass
-    pred = MetaTensor(torch.from_numpy(cleaned)[None], affine=image.affine, meta=image.meta)
+    pred = MetaTensor(torch.from_numpy(cleaned)[None], meta=image.meta)
     postprocessing({**item, "pred": pred})
     return pack_features(features, image.meta["sources"])
 

@@ -95,7 +95,7 @@ class LargestComponentsd(MapTransform):
         for key in self.key_iterator(d) if self.enabled else ():
             label = d[key].as_tensor()[0].numpy()
             kept = np.where(label == self.ignore_id, label, largest_components(label))
-            d[key] = MetaTensor(torch.from_numpy(kept)[None], affine=d[key].affine, meta=d[key].meta)
+            d[key] = MetaTensor(torch.from_numpy(kept)[None], meta=d[key].meta)
         return d
 
 
