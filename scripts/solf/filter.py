@@ -169,7 +169,9 @@ class LabelFilter(nn.Module):
             InputError: a voxel is not a whole number from 0 to 65535, or `label` is uint8 and `ignore_id` above 255.
         """
         if not label.dtype.is_floating_point and self.ignore_id > torch.iinfo(label.dtype).max:
-            raise InputError(f"label map: {label.dtype} cannot hold the ignore_id {self.ignore_id}; give wider integers.")
+            raise InputError(
+                f"label map: {label.dtype} cannot hold the ignore_id {self.ignore_id}; give wider integers."
+            )
         cleaned = torch.empty_like(label)
         affine = np.asarray(getattr(label, "affine", torch.eye(4)))
         affines = np.broadcast_to(affine, (len(label), 4, 4))  # a batch has one each, a single case one

@@ -66,7 +66,9 @@ def _find(path: Path, *, organs: set[str]) -> list[Case]:
     """Find label maps; see `list_label_maps`."""
     if not path.is_dir():
         if not is_nifti(path) and not is_dicom_seg(path):
-            raise InputError(f"{printable(path)}: holds neither NIfTI (.nii, .nii.gz) nor DICOM SEG; give another path.")
+            raise InputError(
+                f"{printable(path)}: holds neither NIfTI (.nii, .nii.gz) nor DICOM SEG; give another path."
+            )
         return [{"image": str(path), "case": str(_without_dcm(path))}]
     tree = _Tree(organs)
     found = list(tree.label_maps(path))

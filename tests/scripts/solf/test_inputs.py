@@ -87,12 +87,18 @@ def test_segmentations_of_a_bids_tree_are_read(tmp_path, caplog):
     for person in ("01", "02"):
         for session in ("a", "b"):
             stem = tmp_path / f"sub-{person}/ses-{session}/anat/sub-{person}_ses-{session}"
-            write(Path(f"{stem}_desc-aseg_dseg.nii.gz"), Path(f"{stem}_T1w.nii.gz"), Path(f"{stem}_label-GM_probseg.nii"))
+            write(
+                Path(f"{stem}_desc-aseg_dseg.nii.gz"), Path(f"{stem}_T1w.nii.gz"), Path(f"{stem}_label-GM_probseg.nii")
+            )
     (tmp_path / "dataset_description.json").touch()
     assert list(names(tmp_path)) == [f"sub-{p}_ses-{s}_desc-aseg_dseg" for p in ("01", "02") for s in "ab"]
-    assert caplog.messages[0].startswith(f"{tmp_path}: left out 9 that are no label maps: dataset_description.json, sub-")
+    assert caplog.messages[0].startswith(
+        f"{tmp_path}: left out 9 that are no label maps: dataset_description.json, sub-"
+    )
     write(tmp_path / "sub-01/anat/sub-01_space-MNI_dseg.nii.gz")
-    message = "holds 2 kinds of label maps: desc-aseg_dseg, space-MNI_dseg; give a datalist or a folder with one of them."
+    message = (
+        "holds 2 kinds of label maps: desc-aseg_dseg, space-MNI_dseg; give a datalist or a folder with one of them."
+    )
     assert refused(tmp_path) == f"{tmp_path}: {message}"
 
 

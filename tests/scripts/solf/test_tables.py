@@ -121,7 +121,11 @@ def test_ids_of_freesurfer_are_read(json_file):
 @pytest.mark.parametrize(
     ("table", "ignore_id", "message"),
     [
-        ({"254": "a", "255": "b"}, 255, "the label 'b' has the id 255, which is ignore_id, the value of ignored voxels; "),
+        (
+            {"254": "a", "255": "b"},
+            255,
+            "the label 'b' has the id 255, which is ignore_id, the value of ignored voxels; ",
+        ),
         ({"1": "a", "2": "b"}, 1, "set ignore_id to an id that no label has, such as 3."),
         (None, 5, "the table of the 72 organs: the label 'liver' has the id 5, which is ignore_id"),
     ],
