@@ -112,9 +112,7 @@ class CohortCleaner(CohortWorkflow):
             self._cleaned(name).unlink(missing_ok=True)
         self._journal.forget(stale)
         left = {name for name in before if self._cleaned(name).is_file()}
-        _name_cases(
-            "removed %d label maps of an earlier run whose cases are gone, dropped or failed: %s", before - left
-        )
+        _name_cases("removed %d label maps of earlier runs, of cases gone, dropped or failed: %s", before - left)
         _name_cases("left %d label maps of failed cases, which no run here wrote: %s", left & self.failures.keys())
         others = {name for name in ours.keys() - cases - gone if self._cleaned(name).is_file()}
         _name_cases("left %d label maps of earlier runs that are not part of this input: %s", others)

@@ -14,7 +14,7 @@ from monai.data import MetaTensor
 from torch import nn
 
 from scripts.common.errors import InputError, raise_all
-from scripts.common.label_maps import MAX_CLASS_ID, as_label_array
+from scripts.common.label_maps import MAX_CLASS_ID
 from scripts.common.organs import contralateral_labels
 from scripts.common.settings import setting_problems
 from scripts.solf.lookup import replace_labels
@@ -166,7 +166,7 @@ class LabelFilter(nn.Module):
             The cleaned maps, of the type of `label`.
 
         Raises:
-            InputError: a voxel is not a whole number from 0 to 65535, or `label` is uint8 and `ignore_id` above 255.
+            InputError: a voxel is not from 0 to 65535, or `label` is uint8 and `ignore_id` above 255.
         """
         if not label.dtype.is_floating_point and self.ignore_id > torch.iinfo(label.dtype).max:
             raise InputError(
@@ -176,7 +176,7 @@ class LabelFilter(nn.Module):
         affine = np.asarray(getattr(label, "affine", torch.eye(4)))
         affines = np.broadcast_to(affine, (len(label), 4, 4))  # a batch has one each, a single case one
         for n, volume in enumerate(label):
-            array = _unsigned(as_label_array(volume[0], name="label map"), self.ignore_id)
+            array = _unsigned(volume[0].cpu().numpy(), self.ignore_id)
             if ((array != 0) & (array != self.ignore_id)).any():  # an empty map has no features
                 known = features is not None
                 options = {"ignore_id": self.ignore_id}
@@ -216,9 +216,9 @@ def clean_case(
 def _unsigned(label: np.ndarray, ignore_id: int) -> np.ndarray:
     """Return a label map as uint8 or uint16, which can hold `ignore_id` too."""
     low, high = label.min(initial=0), label.max(initial=0)
-    if low < 0 or high > MAX_CLASS_ID:
+    if not (low >= 0 and high <= MAX_CLASS_ID):
         raise InputError(f"label map holds values from {low} to {high}, labels are 0 to {MAX_CLASS_ID}; renumber it.")
-    return label.astype(np.min_scalar_type(max(high, ignore_id)), copy=False)
+    return label.astype(np.min_scalar_type(max(int(high), ignore_id)), copy=False)
 
 
 def _table_id(organs: Mapping[int, str]) -> int:

@@ -1,4 +1,4 @@
-"""Finding the label maps of an input: files, trees of folders, BIDS derivatives, TotalSegmentator's folders, DICOM SEG."""
+"""Finding the label maps of an input: files, trees of folders, BIDS derivatives, folders of masks, DICOM SEG."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from scripts.common.errors import InputError
-from scripts.common.names import is_dicom, is_nifti, printable, stem
+from scripts.common.names import is_nifti, printable, stem
 from scripts.common.organs import IDS_OF_NAMES
 from scripts.data.inputs import Case, list_cases
 from scripts.io.dicom_seg import is_dicom_seg

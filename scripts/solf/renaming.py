@@ -67,8 +67,8 @@ class Renaming:
         known = {name: label for name, label in ids.items() if label != self.ignore_id}
         if not known:
             raise InputError(
-                f"{printable(path)}: none of its {len(ids)} names, such as {next(iter(ids), '')!r}, is one of the label "
-                "table's; correct them, or set label_table."
+                f"{printable(path)}: none of its {len(ids)} names, such as {next(iter(ids), '')!r}, is one of the "
+                "label table's; correct them, or set label_table."
             )
         return known
 

@@ -139,7 +139,7 @@ class ShapeFeaturesd(MapTransform):
 
 
 class SaveCleanedd(SaveLabelMapd):
-    """Write cleaned label maps as `<case>_cleaned.nii.gz`; remove the file of a dropped case, which is ignored as a whole.
+    """Write cleaned label maps as `<case>_cleaned.nii.gz`; remove that of a dropped case, ignored as a whole.
 
     zlib-ng compresses as well as gzip's usual level 6 in a third of its time.
 

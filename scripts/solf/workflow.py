@@ -25,8 +25,8 @@ from scripts.common.flags import parse_flag
 from scripts.common.locks import FolderLock
 from scripts.solf.features import compile_features
 from scripts.solf.filter import LabelFilter
-from scripts.solf.report.folder import check_report, remove_unfinished
 from scripts.solf.renaming import Sources
+from scripts.solf.report.folder import check_report, remove_unfinished
 from scripts.solf.report.write import write_report
 from scripts.solf.tables import cohort_table, unpack_features, unpack_sources
 from scripts.solf.thresholds import judge, readable

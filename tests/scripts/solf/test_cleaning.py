@@ -102,7 +102,7 @@ def test_map_of_a_case_that_vanished_is_removed_and_named(cohort_dataset, cleane
     (tmp_path / "out" / "mine_cleaned.nii.gz").write_bytes(b"of another program")
     cleaner(cohort_dataset(3)).run()
     assert listed(tmp_path / "out") == ["mine", "s00", "s01", "s02"]
-    assert "removed 1 label maps of an earlier run whose cases are gone, dropped or failed: s03" in caplog.text
+    assert "removed 1 label maps of earlier runs, of cases gone, dropped or failed: s03" in caplog.text
     caplog.clear()
     (tmp_path / "out" / "s03_cleaned.nii.gz").write_bytes(b"made by hand after it was removed")
     cleaner(cohort_dataset(3)).run()
@@ -127,14 +127,14 @@ def test_map_of_a_case_that_became_unreadable_is_removed_but_not_one_of_others(
         Path(dataset.data[n]["image"]).write_bytes(b"")
     cleaner(dataset).run()
     assert listed(tmp_path / "out") == ["s00", "s01", "s03"]
-    assert "removed 1 label maps of an earlier run whose cases are gone, dropped or failed: s02" in caplog.text
+    assert "removed 1 label maps of earlier runs, of cases gone, dropped or failed: s02" in caplog.text
     assert "left 1 label maps of failed cases, which no run here wrote: s03" in caplog.text
 
 
 def test_map_of_a_dropped_case_is_named(cohort_dataset, cleaner, tmp_path, caplog):
     cleaner(cohort_dataset(7)).run()
     cleaner(cohort_dataset(7), rejected="drop_case", drop_share=0.2).run()
-    assert "removed 2 label maps of an earlier run whose cases are gone, dropped or failed: s05, s06" in caplog.text
+    assert "removed 2 label maps of earlier runs, of cases gone, dropped or failed: s05, s06" in caplog.text
     assert listed(tmp_path / "out") == [f"s{n:02d}" for n in range(5)]
 
 

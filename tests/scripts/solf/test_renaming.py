@@ -83,5 +83,5 @@ def test_table_of_an_earlier_run_is_removed_if_nothing_was_renamed(tmp_path, cap
 
 
 def test_names_that_no_label_has_are_refused():
-    with pytest.raises(InputError, match="^/x: none of its 2 names, such as 'a', is one of the label table's; correct"):
+    with pytest.raises(InputError, match=r"^/x: none of its 2 names, such as 'a', is one of the label table's;"):
         Renaming().ids_of(["a", "b"], "/x")
