@@ -82,9 +82,9 @@ def test_ignore_id_is_a_setting(label_filter, ignore_id):
 @pytest.mark.parametrize(
     ("label", "ignore_id", "message"),
     [
-        (torch.zeros(1, 1, 2, 2, 2, dtype=torch.uint8), 1000, "torch.uint8 cannot hold the ignore_id 1000; give it as"),
-        (torch.full((1, 1, 2, 2, 2), 65536), 255, "label map holds values from 65536 to 65536, labels are 0 to 65535"),
-        (torch.full((1, 1, 2, 2, 2), -1), 255, "label map holds values from -1 to -1, labels are 0 to 65535"),
+        (torch.zeros(1, 1, 2, 2, 2, dtype=torch.uint8), 1000, "torch.uint8 cannot hold the ignore_id 1000; give"),
+        (torch.full((1, 1, 2, 2, 2), 65536), 255, "label map holds values from 0 to 65536, labels are 0 to 65535"),
+        (torch.full((1, 1, 2, 2, 2), -1), 255, "label map holds values from -1 to 0, labels are 0 to 65535"),
         (torch.full((1, 1, 2, 2, 2), torch.nan), 255, "label map holds values from nan to nan, labels are 0 to 65535"),
     ],
 )
