@@ -2,7 +2,8 @@
 
 Side by side on one core, in one run: one pass for all labels (ours), SimpleITK's LabelShapeStatistics, the same count
 of cells in NumPy, the plain way, one label after another over the whole volume, and the steps of the published code,
-which also counts components. Then reading, measuring and deciding as the bundle does. The volumes are the brain
+which also counts components. Then reading, measuring and deciding as the bundle does, and cleaning a case against what
+it cannot do without: unpacking, measuring and packing, by the same libraries. The volumes are the brain
 parcellation of `../shared/data`, if that folder exists, and a phantom of UK Biobank's size.
 """
 
@@ -29,22 +30,25 @@ import SimpleITK as sitk
 from monai.transforms import Compose
 from scipy import ndimage
 from skimage.measure import marching_cubes, mesh_surface_area
+from zlib_ng import gzip_ng
 
 from benchmarks.restore_label_map import memory_mb
 from scripts.common.files import atomic_path
 from scripts.io.nifti import StoredVolume, read_nifti
 from scripts.solf.features import label_shape_features
-from scripts.solf.filter import LabelFilter
+from scripts.solf.filter import LabelFilter, clean_case
 from scripts.solf.fitting import fit_thresholds
 from scripts.solf.marching_cubes import CORNERS
 from scripts.solf.tables import cohort_table
-from scripts.solf.transforms import LoadLabelMapd, ShapeFeaturesd
+from scripts.solf.transforms import LoadLabelMapd, SaveCleanedd, ShapeFeaturesd
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
 BRAIN = ROOT.parent / "shared" / "data" / "brain_parcellation" / "label.nii.gz"
 UKB_SHAPE, UKB_SPACING_MM, UKB_LABELS = (224, 168, 363), (2.232, 2.232, 3.0), 71
-PACKAGES = ("numba", "numpy", "scikit-image", "SimpleITK", "nibabel", "pandas")
+UKB_PEOPLE = 51_761
+WORKER_ENVIRONMENT = {"MALLOC_TRIM_THRESHOLD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "33554432"}
+PACKAGES = ("zlib-ng", "numba", "numpy", "scikit-image", "SimpleITK", "nibabel", "pandas")
 ROUNDS = 7
 logger = logging.getLogger(__name__)
 
@@ -84,8 +88,8 @@ def published_features(volume: StoredVolume, label: int) -> tuple[float, float, 
     return mesh_surface_area(vertices, faces), np.sum(mask) * np.prod(spacing_mm), sizes, box
 
 
-def decider(path: Path, labels: np.ndarray, folder: Path) -> Callable[[], object]:
-    """Return what reads, measures and judges a label map with the bundle's transforms and filter."""
+def bundle_ways(path: Path, labels: np.ndarray, folder: Path) -> dict[str, Callable[[], object]]:
+    """Return what reads, measures and judges a label map, and what also cleans it, by the bundle's code."""
     table = folder / "table.json"
     table.write_text(json.dumps({str(label): f"label {label}" for label in labels}))
     measure = Compose([LoadLabelMapd("image"), ShapeFeaturesd("image", label_table=table)])
@@ -93,7 +97,12 @@ def decider(path: Path, labels: np.ndarray, folder: Path) -> Callable[[], object
     cohort = cohort_table([("only", measure({"image": path})["features"].numpy())], network.organs)
     many = pd.concat([cohort] * 50, ignore_index=True)
     network.thresholds = fit_thresholds(many, organs=network.organs)
-    return lambda: network.decide(measure({"image": path})["features"].numpy())
+    network.high[: len(labels) // 50 + 1] = 0  # one label in fifty is rejected
+    options = {"transform": measure, "network": network, "postprocessing": SaveCleanedd("pred", output_dir=folder)}
+    return {
+        "all of it": lambda: network.decide(measure({"image": path})["features"].numpy()),
+        "cleaning": lambda: clean_case({"image": str(path), "case": "case"}, **options),
+    }
 
 
 def numpy_cells(volume: np.ndarray) -> np.ndarray:
@@ -123,10 +132,10 @@ def itk_statistics(image: sitk.Image, *, surface: bool) -> None:
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """Time one call."""
-    start = time.perf_counter()
+    """Return the processor time of one call, which other programs change less than that of the clock."""
+    start = time.process_time()
     function()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def peak_mb(function: Callable[[], object]) -> float:
@@ -152,11 +161,14 @@ def measure(path: Path, *, plain_labels: int, folder: Path) -> dict[str, float]:
     image = sitk.GetImageFromArray(volume.stored.T)
     image.SetSpacing([float(step) for step in nib.affines.voxel_sizes(volume.affine)])
     labels = label_shape_features(volume.stored, volume.affine).label.to_numpy()
-
+    packed = path.read_bytes()
+    unpacked = gzip_ng.decompress(packed)
     ways = {
         "read": lambda: read_nifti(path),
         "ours": lambda: label_shape_features(volume.stored, volume.affine),
-        "all of it": decider(path, labels, folder),
+        "gunzip": lambda: gzip_ng.decompress(packed),
+        "gzip": lambda: gzip_ng.compress(unpacked, compresslevel=SaveCleanedd.gzip_level),
+        **bundle_ways(path, labels, folder),
         "SimpleITK": lambda: itk_statistics(image, surface=True),
         "SimpleITK, no surface": lambda: itk_statistics(image, surface=False),
         "NumPy, cells alone": lambda: numpy_cells(volume.stored.T),
@@ -188,6 +200,7 @@ def first_call(cache: Path) -> float:
 def rows_of(name: str, found: dict[str, float]) -> list[dict[str, object]]:
     """Turn the times of one volume into ratios and hold them against their targets."""
     allowed = 3 * found["read"] + 0.15
+    needed = found["gunzip"] + found["ours"] + found["gzip"]
     checks = [
         ("plain way / ours", found["plain"] / found["ours"], ">= 500"),
         ("published steps / ours", found["published"] / found["ours"], ""),
@@ -196,6 +209,8 @@ def rows_of(name: str, found: dict[str, float]) -> list[dict[str, object]]:
         ("NumPy, cells alone / ours", found["NumPy, cells alone"] / found["ours"], ""),
         ("reading, measuring and deciding / (3 x reading + 0.15 s)", found["all of it"] / allowed, "<= 1"),
         ("memory / label map, the map included", found["memory"], "<= 4"),
+        ("cleaning / (gunzip + features + gzip)", found["cleaning"] / needed, "<= 2"),
+        (f"cleaning {UKB_PEOPLE} such maps, CPU hours here", found["cleaning"] * UKB_PEOPLE / 3600, ""),
     ]
     return [{"volume": name, "measure": what, "value": value, "target": target} for what, value, target in checks]
 
@@ -248,6 +263,8 @@ def main() -> int:
     parser.add_argument("--plain-labels", type=int, default=8, help="labels for the plain way (default: 8)")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if not WORKER_ENVIRONMENT.items() <= os.environ.items():  # read when a process starts
+        os.execve(sys.executable, [*sys.orig_argv], os.environ | WORKER_ENVIRONMENT)  # noqa: S606 (this program)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     with tempfile.TemporaryDirectory() as folder:
         paths = {"UK Biobank phantom": Path(folder) / "ukb.nii.gz"}

@@ -93,6 +93,19 @@ class Journal:
             stored = dict(self._connection.execute("SELECT name, stamp FROM cases"))
         return {case["case"] for case in cases if stored.get(case["case"]) == self._stamp(case)}
 
+    def earlier(self) -> dict[str, tuple[str, str]]:
+        """Return path and settings of every case that a run here finished, by name."""
+        with _explained(self.path):
+            stored = dict(self._connection.execute("SELECT name, stamp FROM cases"))
+        stamps = {name: json.loads(stamp) for name, stamp in stored.items()}
+        return {name: (stamp[0], stamp[-1]) for name, stamp in stamps.items()}
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Remove cases, so that they are processed again if they come back."""
+        with _explained(self.path):
+            self._connection.executemany("DELETE FROM cases WHERE name = ?", [(name,) for name in names])
+        self.commit()
+
     def is_changed(self, case: Case) -> bool:
         """Return whether the file of a case changed since its state was read."""
         return self._stamp(case) != self._new_stamp(case)

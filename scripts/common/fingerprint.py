@@ -8,6 +8,8 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import os
+import stat
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -60,16 +62,19 @@ def file_state(path: str | Path) -> list[Any]:
     """Return size and modification time of a file, which change with its content.
 
     Args:
-        path: file or folder; the state of a folder changes when files are added or removed.
+        path: file or folder; the state of a folder changes with its files, not with those of folders in it.
 
     Returns:
-        `[path, size, time]`, or `[path]` if there is no such file.
+        `[path, size, time]`, of a folder the sum of the sizes and the latest time; `[path]` if there is no such file.
     """
     try:
         status = Path(path).stat()
+        if not stat.S_ISDIR(status.st_mode):
+            return [str(path), status.st_size, status.st_mtime_ns]
+        states = [status, *(entry.stat() for entry in os.scandir(path))]
     except OSError:  # the reader of the file reports why it cannot be read
         return [str(path)]
-    return [str(path), status.st_size, status.st_mtime_ns]
+    return [str(path), sum(state.st_size for state in states), max(state.st_mtime_ns for state in states)]
 
 
 def imported_modules(files: Iterable[Path], root: Path) -> set[Path]:

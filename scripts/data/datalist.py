@@ -33,6 +33,7 @@ def load_datalist(
     fold: int | None = None,
     required: Sequence[str] = ("training", "validation"),
     need_labels: bool = False,
+    optional_labels: bool = False,
     allow_overlap: bool | str = False,
     check: bool | str = True,
     num_classes: int | None = None,
@@ -53,6 +54,7 @@ def load_datalist(
         fold: training cases of this fold are used for validation; see `scripts.data.folds.hold_out_fold`.
         required: sections that must not be empty.
         need_labels: whether every case of these sections needs a label, also in test.
+        optional_labels: whether no section of the JSON file needs labels.
         allow_overlap: whether training may share cases with the other sections, for tests of overfitting.
         check: whether to check all files of the required sections; see `scripts.data.case_checks.check_cases`.
         num_classes: number of label values including the background; only the check needs it.
@@ -90,7 +92,10 @@ def load_datalist(
         raise InputError(f"ignored_label is {ignored_label!r}; give a whole number that is none of the classes")
     file = root / datalist_file
     source = file if file.is_file() else root
-    sections = _from_json(file, root, images_per_case) if file.is_file() else _from_folders(root, file, images_per_case)
+    if file.is_file():
+        sections = _from_json(file, root, images_per_case, optional_labels=optional_labels)
+    else:
+        sections = _from_folders(root, file, images_per_case)
     hold_out_fold(sections, fold, source)
     _refuse_empty(sections, required, source, need_labels=need_labels)
     overlap = parse_flag(allow_overlap, "allow_overlap")
@@ -130,7 +135,7 @@ def _show(value: Any) -> str:
     return f"{value!r:.200}" if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
 
 
-def _from_json(file: Path, root: Path, images_per_case: int) -> dict[str, list[Item]]:
+def _from_json(file: Path, root: Path, images_per_case: int, *, optional_labels: bool) -> dict[str, list[Item]]:
     try:
         content = json.loads(file.read_bytes(), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
     except (OSError, ValueError, RecursionError) as error:
@@ -147,7 +152,7 @@ def _from_json(file: Path, root: Path, images_per_case: int) -> dict[str, list[I
             continue
         for index, entry in enumerate(entries):
             try:
-                item = _parse_entry(entry, roots, images_per_case, label_optional=name == "test")
+                item = _parse_entry(entry, roots, images_per_case, label_optional=optional_labels or name == "test")
                 sections[name].append(item)
             except InputError as error:
                 problems.append(f"{name}[{index}]: {error}")

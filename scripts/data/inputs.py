@@ -24,8 +24,9 @@ def list_cases(
     source: str | Path,
     *,
     output_dir: str | Path | None = None,
-    split: str = "test",
+    split: str | Sequence[str] = "test",
     images_per_case: int = 1,
+    optional_labels: bool = False,
     find: Callable[[Path], list[Case]] | None = None,
 ) -> list[Case]:
     """List the cases of a file, a folder or a datalist.
@@ -34,8 +35,9 @@ def list_cases(
         source: a NIfTI file, a folder of NIfTI files, a folder that is a DICOM series or holds such folders, or a
             Decathlon-style datalist (`.json`) with paths relative to its own folder.
         output_dir: folder of the results. It must not hold the inputs, except for a single image without a label.
-        split: section of the datalist.
+        split: section of the datalist; of several, the first that holds cases.
         images_per_case: number of files of one image in the datalist.
+        optional_labels: whether cases of other sections than `test` may lack a label too.
         find: replaces `find_volumes` for images in several files.
 
     Returns:
@@ -58,7 +60,8 @@ def list_cases(
     try:
         size = path.stat().st_size
         if path.suffix == ".json":
-            cases = _from_datalist(path, size, split, images_per_case)
+            splits = [split] if isinstance(split, str) else split
+            cases = _from_datalist(path, size, splits, images_per_case, optional_labels=optional_labels)
         else:
             found = (find or find_volumes)(path)
             names = unique_names([case["case"] for case in found])
@@ -121,14 +124,23 @@ def _may_be_series(folder: Path) -> bool:
         return True
 
 
-def _from_datalist(path: Path, size: int, split: str, images_per_case: int) -> list[Case]:
-    """Return a section of a datalist."""
+def _from_datalist(
+    path: Path, size: int, splits: Sequence[str], images_per_case: int, *, optional_labels: bool
+) -> list[Case]:
+    """Return the first section of a datalist that holds cases."""
     if not path.is_file():
         raise InputError(f"{printable(path)}: is a folder, a pipe or a device, not a datalist; give another path.")
     if size > MAX_DATALIST_BYTES:
         raise InputError(f"{printable(path)}: has {size / 1e6:.0f} MB, too many for a datalist; give another file.")
-    options = {"images_per_case": images_per_case, "check": False, "required": (split,), "allow_overlap": True}
-    return load_datalist(path.parent, datalist_file=path.name, **options)[split]
+    options = {"images_per_case": images_per_case, "check": False, "optional_labels": optional_labels}
+    options |= {"required": splits if len(splits) == 1 else (), "allow_overlap": True}
+    sections = load_datalist(path.parent, datalist_file=path.name, **options)
+    found = next((name for name in splits if sections[name]), "")
+    if not found:
+        raise InputError(f"{printable(path)}: lists no cases as {' or '.join(splits)}; list some.")
+    if len(splits) > 1:
+        logger.info('%s: read the %d cases of "%s"', printable(path), len(sections[found]), found)
+    return sections[found]
 
 
 def _refuse_inputs_in(output_dir: str | Path, source: Path, cases: Sequence[Case]) -> None:

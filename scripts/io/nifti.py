@@ -8,6 +8,7 @@ import math
 import os
 import stat
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -45,12 +46,14 @@ class StoredVolume:
         affine: (4, 4), voxel indices to mm in RAS.
         slope: factor, without unit.
         inter: offset, in the unit of the intensities.
+        header: of the NIfTI file, if it was one.
     """
 
     stored: np.ndarray
     affine: np.ndarray
     slope: float = 1.0
     inter: float = 0.0
+    header: nib.Nifti1Header | None = None
 
     @property
     def grid(self) -> Grid:
@@ -73,7 +76,9 @@ class StoredVolume:
         return scaled
 
 
-def read_nifti(path: str | os.PathLike[str]) -> StoredVolume:
+def read_nifti(
+    path: str | os.PathLike[str], *, open_gzip: Callable[..., BinaryIO] = gzip.open, drop_axes: bool = False
+) -> StoredVolume:
     """Read a 3-D NIfTI file to its end, so that gzip compares the checksum.
 
     `nibabel.load` stops after the last voxel and therefore accepts a corrupted stream of the right length; it also
@@ -82,6 +87,8 @@ def read_nifti(path: str | os.PathLike[str]) -> StoredVolume:
 
     Args:
         path: a .nii or .nii.gz file.
+        open_gzip: opens a .gz file as `gzip.open` does, with the same errors.
+        drop_axes: read (X, Y, Z, 1), and more axes of length 1, as (X, Y, Z).
 
     Returns:
         The volume, with intensities as they are stored.
@@ -92,7 +99,7 @@ def read_nifti(path: str | os.PathLike[str]) -> StoredVolume:
     """
     name = printable(path)
     try:
-        return _read_to_end(Path(path), name)
+        return _read_to_end(Path(path), name, open_gzip=open_gzip, drop_axes=drop_axes)
     except InputError:
         raise
     except FileNotFoundError as error:
@@ -159,7 +166,7 @@ def check_intensities(volume: StoredVolume, path: object) -> None:
         raise InputError(f"{path}: is constant, every voxel is {low:g}; this is not an image.")
 
 
-def _read_to_end(path: Path, name: str) -> StoredVolume:
+def _read_to_end(path: Path, name: str, *, open_gzip: Callable[..., BinaryIO], drop_axes: bool) -> StoredVolume:
     """Check the header, then read the voxels and what follows them; see `read_nifti`."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
@@ -167,17 +174,20 @@ def _read_to_end(path: Path, name: str) -> StoredVolume:
     if status.st_size == 0:
         raise ValueError("0 bytes")
     is_gzip = path.suffix.lower() == ".gz"
-    with gzip.open(path) if is_gzip else path.open("rb") as file:
+    with open_gzip(path) if is_gzip else path.open("rb") as file:
         header = _read_header(file, capacity=status.st_size * (MAX_DEFLATION if is_gzip else 1), name=name)
         affine = np.asarray(header.get_best_affine(), dtype=np.float64)
-        check_geometry(Grid(header.get_data_shape(), affine), name)
-        require_memory_for(header.get_data_shape(), header.get_data_dtype().itemsize, name=name)
+        shape = header.get_data_shape()
+        while drop_axes and len(shape) > 3 and shape[-1] == 1:
+            shape = shape[:-1]
+        check_geometry(Grid(shape, affine), name)
+        require_memory_for(shape, header.get_data_dtype().itemsize, name=name)
         voxels = ArrayProxy(file, header, mmap=False)  # a mapped file that is cut short kills the process
         stored = voxels.get_unscaled()
         rest = file.read(_MAX_PADDING_BYTES)  # gzip compares the checksum at the end
         if rest.strip(b"\0") or file.read(1):
             raise ValueError("it goes on after the last voxel that its header announces")
-    return StoredVolume(stored, affine, float(voxels.slope), float(voxels.inter))
+    return StoredVolume(stored.reshape(shape, order="F"), affine, float(voxels.slope), float(voxels.inter), header)
 
 
 def _read_header(file: BinaryIO, *, capacity: int, name: str) -> nib.Nifti1Header:

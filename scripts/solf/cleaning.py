@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,16 @@ from monai.data import Dataset
 
 from scripts.cohort.journal import Case
 from scripts.common.files import atomic_path
+from scripts.common.fingerprint import file_state
 from scripts.models.weights import load_weights
 from scripts.solf.filter import LabelFilter, clean_case
 from scripts.solf.measuring import Transform
+from scripts.solf.tables import unpack_features
 from scripts.solf.workflow import CohortWorkflow
 
 logger = logging.getLogger(__name__)
 
+_LISTED_NAMES = 5
 _SUSPICIOUS_SHARE = 0.25  # of the labels; a filter that fits the cohort rejects a few percent
 
 
@@ -61,25 +65,57 @@ class CohortCleaner(CohortWorkflow):
         light = _without_quantiles(self.network)
         task = partial(clean_case, transform=self.transform, network=light, postprocessing=self.postprocessing)
         depends_on = [clean_case, light, type(self.postprocessing)]
+        states = {case["case"]: file_state(self._cleaned(case["case"])) for case in self.cases}
         try:
             self.measure(task, depends_on=depends_on, is_finished=self._is_written)
         finally:
-            for name in self.failures:
-                self._cleaned(name).unlink(missing_ok=True)  # of an earlier run
+            if self._journal:
+                self._remove_stale(states)
         counts = self.write_decisions()
         self._write_csv()
         summary = ", ".join(f"{count} {decision}" for decision, count in sorted(counts.items()))
         logger.info("labels: %s; wrote %s", summary, self.output_dir / "decisions.csv")
-        if counts["reject"] > _SUSPICIOUS_SHARE * counts.total():
-            share = 100 * counts["reject"] / counts.total()
+        labels = counts.total() - counts["missing"]
+        if counts["reject"] > _SUSPICIOUS_SHARE * labels:
+            share = 100 * counts["reject"] / labels
             question = "were the thresholds fitted to maps of the same labels and field of view?"
             logger.warning("%.0f %% of all labels were rejected: %s", share, question)
         if self.qc:
             self.report(subjects=int(self.network.subjects.max()))
 
     def _is_written(self, case: Case) -> bool:
-        """Return whether a case's cleaned map still exists; a dropped one has none."""
-        return self.network.rejected == "drop_case" or self._cleaned(case["case"]).is_file()
+        """Return whether a case's cleaned map still exists, or the case is dropped and has none."""
+        if self._cleaned(case["case"]).is_file():
+            return True
+        if self.network.rejected != "drop_case":
+            return False
+        [(_, payload)] = self._journal.payloads([case])
+        return (self.network.decide(unpack_features(payload))["decision"] == "drop").any()
+
+    def _remove_stale(self, states: Mapping[str, list[Any]]) -> None:
+        """Remove the maps of cases that failed now, and of an earlier run's whose file is gone; log what was removed.
+
+        A map is removed only with proof that it was written here: the journal holds its case, or it changed meanwhile.
+
+        Args:
+            states: `file_state` of the map of each case before this run.
+        """
+        cases = {case["case"] for case in self.cases}
+        owner = f"{type(self).__name__} "
+        ours = {name: path for name, (path, who) in self._journal.earlier().items() if who.startswith(owner)}
+        before = {name for name, state in states.items() if len(state) > 1}
+        gone = {name for name, path in ours.items() if name not in cases and not Path(path).exists()}
+        changed = {name for name in self.failures if file_state(self._cleaned(name)) != states[name]}
+        stale = gone | changed | (self.failures.keys() & ours.keys())
+        before |= {name for name in gone if self._cleaned(name).is_file()}
+        for name in stale:
+            self._cleaned(name).unlink(missing_ok=True)
+        self._journal.forget(stale)
+        left = {name for name in before if self._cleaned(name).is_file()}
+        _name_cases("removed %d label maps of earlier runs, of cases gone, dropped or failed: %s", before - left)
+        _name_cases("left %d label maps of failed cases, which no run here wrote: %s", left & self.failures.keys())
+        others = {name for name in ours.keys() - cases - gone if self._cleaned(name).is_file()}
+        _name_cases("left %d label maps of earlier runs that are not part of this input: %s", others)
 
     def _cleaned(self, name: str) -> Path:
         return self.output_dir / f"{name}_cleaned.nii.gz"
@@ -88,6 +124,12 @@ class CohortCleaner(CohortWorkflow):
         with atomic_path(self.output_dir / "decisions.csv") as temporary, temporary.open("w", newline="") as file:
             for n, table in enumerate(self.decisions()):
                 table.to_csv(file, index=False, header=n == 0, float_format="%.6g", lineterminator="\n")
+
+
+def _name_cases(message: str, names: Iterable[str]) -> None:
+    """Log a warning with the number of cases and the first of their names, if there are any."""
+    if found := sorted(names):
+        logger.warning(message, len(found), ", ".join([*found[:_LISTED_NAMES], "..."][: len(found)]))
 
 
 def _without_quantiles(network: LabelFilter) -> LabelFilter:

@@ -18,7 +18,6 @@ from scripts.common.grids import check_same_grid
 from scripts.common.names import stem
 from scripts.common.organs import IDS_OF_NAMES
 from scripts.common.ranks import is_rank0
-from scripts.data.inputs import list_cases
 from scripts.inference.case_handler import (
     CaseHandler,
     case_name,
@@ -29,6 +28,7 @@ from scripts.inference.case_handler import (
     source_path,
 )
 from scripts.solf.filter import LabelFilter
+from scripts.solf.inputs import list_label_maps
 from scripts.solf.tables import IGNORE
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def paired_cases(
     """List label maps with the manual label maps of the same names.
 
     Args:
-        source: what `scripts.data.inputs.list_cases` takes.
+        source: what `scripts.solf.inputs.list_label_maps` takes.
         reference: folder of the manual label maps; "" if a datalist names them as `label`, or if there are none.
         output_dir: folder of the results, which must not hold the label maps.
 
@@ -51,10 +51,10 @@ def paired_cases(
         InputError: `source` or `reference` holds no label map, they have no names in common, `reference` has a name
             twice, or `output_dir` holds label maps.
     """
-    cases = list_cases(source, output_dir=output_dir)
+    cases = list_label_maps(source, output_dir=output_dir)
     if not reference:
         return cases
-    files = [case["image"] for case in list_cases(reference, output_dir=output_dir)]
+    files = [case["image"] for case in list_label_maps(reference, output_dir=output_dir)]
     manual = {stem(file): file for file in files}
     if twice := next((file for file in files if manual[stem(file)] != file), None):
         raise InputError(f"{reference}: {twice} and {manual[stem(twice)]} have the same name; keep one of them.")

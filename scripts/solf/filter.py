@@ -6,19 +6,24 @@ import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
-import pandas as pd
 import torch
+from monai.data import MetaTensor
 from torch import nn
 
 from scripts.common.errors import InputError, raise_all
+from scripts.common.label_maps import MAX_CLASS_ID
 from scripts.common.organs import contralateral_labels
 from scripts.common.settings import setting_problems
+from scripts.solf.lookup import replace_labels
 from scripts.solf.measuring import Transform, case_features
 from scripts.solf.tables import IGNORE, feature_table, pack_features, read_label_table
 from scripts.solf.thresholds import FEATURES, LEVELS, Thresholds, judge
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Rejected = Literal["ignore", "background", "drop_case"]
 REJECTED: tuple[Rejected, ...] = get_args(Rejected)
@@ -32,14 +37,15 @@ class LabelFilter(nn.Module):
 
     Args:
         label_table: JSON file of label id to name; "" for the 72 organs of `scripts.common.organs`.
-        rejected: what replaces rejected labels: `ignore` (255, which a loss must leave out, see
+        rejected: what replaces rejected labels: `ignore` (`ignore_id`, which a loss must leave out, see
             `scripts.training.losses.MaskedDiceCELoss`), `background` (0, the published way, which teaches a model that
-            the organ is absent) or `drop_case` (255, and in all voxels of a case of which more than `drop_share` of
-            the labels are rejected).
+            the organ is absent) or `drop_case` (`ignore_id`, and in all voxels of a case of which more than
+            `drop_share` of the labels are rejected).
         drop_share: see `rejected`.
+        ignore_id: value of ignored voxels; those of the input are not measured, and stay ignored.
 
     Shape:
-        Input and output: (B, 1, X, Y, Z) of any dtype that holds 0 to 255; whole numbers.
+        Input and output: (B, 1, X, Y, Z) of any dtype that holds the labels and `ignore_id`; whole numbers to 65535.
 
     Raises:
         InputError: an option is out of its range, or the label table is refused.
@@ -58,16 +64,23 @@ class LabelFilter(nn.Module):
     tensor([  0., 255.])
     """
 
-    def __init__(self, *, label_table: str | Path = "", rejected: Rejected = "ignore", drop_share: float = 0.3) -> None:
+    def __init__(
+        self,
+        *,
+        label_table: str | Path = "",
+        rejected: Rejected = "ignore",
+        drop_share: float = 0.3,
+        ignore_id: int = IGNORE,
+    ) -> None:
         super().__init__()
-        given = {"rejected": rejected, "drop_share": drop_share}
+        given = {"rejected": rejected, "drop_share": drop_share, "ignore_id": ignore_id}
         raise_all(setting_problems(given), "label filter", "correct the settings")
-        self.organs = read_label_table(label_table)
+        self.organs = read_label_table(label_table, ignore_id=ignore_id)
         try:
             contralateral_labels(self.organs)
         except InputError as error:
             raise InputError(f"{label_table}: {error}") from error
-        self.rejected, self.drop_share = rejected, drop_share
+        self.rejected, self.drop_share, self.ignore_id = rejected, drop_share, ignore_id
         bounds = torch.full((len(self.organs), len(FEATURES)), torch.inf, dtype=torch.float64)
         quantiles = torch.full((len(LEVELS), *bounds.shape), torch.nan, dtype=torch.float64)
         self.register_buffer("table_id", torch.tensor(_table_id(self.organs)))
@@ -132,7 +145,8 @@ class LabelFilter(nn.Module):
         if self.rejected != "drop_case":
             return decisions
         cases = decisions["case"] if "case" in decisions else np.zeros(len(decisions))
-        shares = (decisions["decision"] == "reject").groupby(cases).transform("mean")
+        rejected = (decisions["decision"] == "reject").where(decisions["decision"] != "missing")
+        shares = rejected.astype(float).groupby(cases).transform("mean")  # of the labels that are there
         drops = (shares > self.drop_share) & (decisions["decision"] == "keep")
         reasons = shares.map("{:.0%} of the case's labels are rejected".format)
         columns = {
@@ -150,27 +164,41 @@ class LabelFilter(nn.Module):
 
         Returns:
             The cleaned maps, of the type of `label`.
+
+        Raises:
+            InputError: a voxel is not from 0 to 65535, or `label` is uint8 and `ignore_id` above 255.
         """
+        if not label.dtype.is_floating_point and self.ignore_id > torch.iinfo(label.dtype).max:
+            raise InputError(
+                f"label map: {label.dtype} cannot hold the ignore_id {self.ignore_id}; give wider integers."
+            )
         cleaned = torch.empty_like(label)
         affine = np.asarray(getattr(label, "affine", torch.eye(4)))
         affines = np.broadcast_to(affine, (len(label), 4, 4))  # a batch has one each, a single case one
         for n, volume in enumerate(label):
-            array = volume[0].cpu().numpy().astype(np.uint8, copy=False)
-            if array.any():  # an empty map has no features
+            array = _unsigned(volume[0].cpu().numpy(), self.ignore_id)
+            if ((array != 0) & (array != self.ignore_id)).any():  # an empty map has no features
                 known = features is not None
-                own = features[n].cpu().numpy() if known else case_features(array, affines[n], self.organs)
-                array = self._new_values(self.decide(own))[array]
+                options = {"ignore_id": self.ignore_id}
+                own = features[n].cpu().numpy() if known else case_features(array, affines[n], self.organs, **options)
+                array = self.clean(array, own)
             cleaned[n, 0] = torch.from_numpy(array).to(label.dtype)
         return cleaned
 
-    def _new_values(self, decisions: pd.DataFrame) -> np.ndarray:
-        """Return the new value of each label, (256,)."""
+    def clean(self, label: np.ndarray, features: np.ndarray) -> np.ndarray:
+        """Clean one label map.
+
+        Args:
+            label: (X, Y, Z), uint8 or uint16, of which `ignore_id` must be a value; not changed.
+            features: (L, C) of `scripts.solf.measuring.case_features`.
+        """
+        decisions = self.decide(features)
+        values = np.arange(np.iinfo(label.dtype).max + 1, dtype=label.dtype)
+        rejected = decisions.loc[decisions["decision"] == "reject", "label"].to_numpy()
+        values[rejected] = 0 if self.rejected == "background" else self.ignore_id
         if (decisions["decision"] == "drop").any():
-            return np.full(256, IGNORE, dtype=np.uint8)
-        values = np.arange(256, dtype=np.uint8)
-        rejected = decisions.loc[decisions["decision"] == "reject", "label"]
-        values[rejected] = 0 if self.rejected == "background" else IGNORE
-        return values
+            values[:] = self.ignore_id
+        return replace_labels(label, values)
 
 
 def clean_case(
@@ -178,10 +206,19 @@ def clean_case(
 ) -> bytes:
     """Read, measure, clean and write the label map of a case, and return its packed features."""
     item = transform(case)
-    with torch.inference_mode():
-        pred = network(item["image"][None], item["features"][None])[0]
+    image, features = item["image"], item["features"].numpy()
+    cleaned = network.clean(image.as_tensor()[0].numpy(), features)  # without the copies of a forward pass
+    pred = MetaTensor(torch.from_numpy(cleaned)[None], meta=image.meta)
     postprocessing({**item, "pred": pred})
-    return pack_features(item["features"].numpy())
+    return pack_features(features, image.meta["sources"])
+
+
+def _unsigned(label: np.ndarray, ignore_id: int) -> np.ndarray:
+    """Return a label map as uint8 or uint16, which can hold `ignore_id` too."""
+    low, high = label.min(initial=0), label.max(initial=0)
+    if not (low >= 0 and high <= MAX_CLASS_ID):
+        raise InputError(f"label map holds values from {low} to {high}, labels are 0 to {MAX_CLASS_ID}; renumber it.")
+    return label.astype(np.min_scalar_type(max(int(high), ignore_id)), copy=False)
 
 
 def _table_id(organs: Mapping[int, str]) -> int:

@@ -10,18 +10,22 @@ import numpy as np
 from scripts.common.errors import InputError
 from scripts.solf.anatomy import with_anatomy
 from scripts.solf.features import label_shape_features
+from scripts.solf.lookup import replace_labels
 from scripts.solf.tables import COLUMNS, pack_features
 
 Transform = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
-def case_features(label: np.ndarray, affine: np.ndarray, organs: Mapping[int, str]) -> np.ndarray:
+def case_features(
+    label: np.ndarray, affine: np.ndarray, organs: Mapping[int, str], *, ignore_id: int | None = None
+) -> np.ndarray:
     """Measure one label map.
 
     Args:
         label: label ids, (I, J, K).
         affine: voxel indices to mm, (4, 4).
         organs: label id to name.
+        ignore_id: value of ignored voxels, which are measured as background; None for none.
 
     Returns:
         (L, C) float64: a row per organ, NaN for those that the map lacks; a column per name of `COLUMNS`.
@@ -29,15 +33,20 @@ def case_features(label: np.ndarray, affine: np.ndarray, organs: Mapping[int, st
     Raises:
         InputError: the map holds no labels or others than `organs`, or `label_shape_features` refuses it.
     """
+    if ignore_id is not None and label.max(initial=0) >= ignore_id and (label == ignore_id).any():
+        kept = np.arange(np.iinfo(label.dtype).max + 1, dtype=label.dtype)
+        kept[ignore_id] = 0
+        label = replace_labels(label, kept)
     shapes = with_anatomy(label_shape_features(label, affine), organs)
     present = shapes["label"].to_numpy()
     unknown = sorted(set(present.tolist()) - set(organs))
     if unknown:
         named = ", ".join(map(str, unknown[:8])) + (", ..." if len(unknown) > 8 else "")
         count = "1 label" if len(unknown) == 1 else f"{len(unknown)} labels"
+        hint = "; or is it an image?" if len(unknown) > len(organs) else "."
         raise InputError(
             f"holds {count} that the label table lacks: {named}; set label_table, or label_names if the organs have "
-            "other ids, and give label maps, not images."
+            f"other ids, or ignore_id{hint}"
         )
     if not len(present):
         raise InputError("holds no labels; leave it out.")
@@ -48,4 +57,5 @@ def case_features(label: np.ndarray, affine: np.ndarray, organs: Mapping[int, st
 
 def measure_case(case: Mapping[str, str], *, transform: Transform) -> bytes:
     """Read and measure the label map of a case, and return its packed features."""
-    return pack_features(transform(case)["features"].numpy())
+    item = transform(case)
+    return pack_features(item["features"].numpy(), item["image"].meta["sources"])

@@ -20,7 +20,8 @@ _SYMMETRIC = np.array([[4, 5, 6], [5, 7, 8], [6, 8, 9]])  # where `sums` holds x
 _END = np.int32(2**31 - 1)  # after the last change of a row
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function at its first call, without Python's lock."""
     try:
         return numba.njit(cache=True, nogil=True)(function)
     except RuntimeError:  # no folder that numba may write to: compile in every process
@@ -78,7 +79,7 @@ def count_labels(volume: np.ndarray) -> LabelCounts:
     return LabelCounts(labels, sums[1:, 0], sums[1:, 1 + place], second, boxes[1:, place], components[1:], cells)
 
 
-@_compiled
+@compiled
 def _survey(volume):
     """Mark the labels that occur, and find the largest number of changes of label in a slice."""
     present = np.zeros(np.iinfo(volume.dtype).max + 1, dtype=np.bool_)
@@ -96,7 +97,7 @@ def _survey(volume):
     return present, most
 
 
-@_compiled
+@compiled
 def _scan(volume, index_of, capacity, sums, boxes, components, cells):
     """Go through the slices and the gaps between them, with the changes of two slices in memory.
 
@@ -121,7 +122,7 @@ def _scan(volume, index_of, capacity, sums, boxes, components, cells):
             _add_cells(y, starts, labels, rows[before], rows[now], cursors, corners, cells)
 
 
-@_compiled
+@compiled
 def _encode(plane, index_of, starts, labels, rows):
     entry = rows[0]
     for y in range(plane.shape[0]):
@@ -140,7 +141,7 @@ def _encode(plane, index_of, starts, labels, rows):
     rows[-1] = entry
 
 
-@_compiled
+@compiled
 def _add_moments(x, starts, labels, rows, sums, boxes):
     for y in range(len(rows) - 1):
         for entry in range(rows[y], rows[y + 1]):
@@ -158,7 +159,7 @@ def _add_moments(x, starts, labels, rows, sums, boxes):
                 boxes[label, axis, 1] = max(boxes[label, axis, 1], high)
 
 
-@_compiled
+@compiled
 def _add_components(starts, labels, rows, rows_before, parents, components):
     """Count each run as a component, and subtract one for each pair that proves to be connected."""
     ny = len(rows) - 1
@@ -174,7 +175,7 @@ def _add_components(starts, labels, rows, rows_before, parents, components):
             _join(rows[y], rows[y + 1], *other_rows, rows[0], starts, labels, parents, components)
 
 
-@_compiled
+@compiled
 def _join(first, stop, other, other_stop, slice_first, starts, labels, parents, components):
     """Join the runs of a row with those of a neighbouring row that they touch.
 
@@ -198,7 +199,7 @@ def _join(first, stop, other, other_stop, slice_first, starts, labels, parents, 
             neighbour += 1
 
 
-@_compiled
+@compiled
 def _root(parents, entry):
     while parents[entry] != entry:
         parents[entry] = parents[parents[entry]]
@@ -206,7 +207,7 @@ def _root(parents, entry):
     return entry
 
 
-@_compiled
+@compiled
 def _add_cells(y, starts, labels, rows_before, rows, cursors, corners, cells):
     """Count the cells between four rows, y - 1 and y of two slices; stretches without a change are counted at once."""
     for row in range(4):
@@ -234,7 +235,7 @@ def _add_cells(y, starts, labels, rows_before, rows, cursors, corners, cells):
         last = z
 
 
-@_compiled
+@compiled
 def _tally(corners, times, cells):
     """Count a cell for each label among its corners; bit n of the configuration is corner n."""
     seen = 0

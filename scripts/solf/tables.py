@@ -7,16 +7,20 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from scripts.common.errors import InputError
+from scripts.common.label_maps import MAX_CLASS_ID
+from scripts.common.names import printable
 from scripts.common.organs import ORGANS
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 IGNORE = 255
-"""Value of rejected voxels, which a loss has to leave out."""
+"""Default of `ignore_id`, the value of ignored and of rejected voxels, which a loss has to leave out."""
 
 _SHAPE = ("volume_mm3", "mesh_volume_mm3", "surface_area_mm2", "sphericity", "eccentricity", "elongation", "flatness")
 _AXES = ("major_axis_mm", "minor_axis_mm", "least_axis_mm", "centroid_x_mm", "centroid_y_mm", "centroid_z_mm")
@@ -33,32 +37,43 @@ COLUMNS = tuple(_DTYPES)
 """Columns of the array of a case: those of `scripts.solf.features`, then those of `scripts.solf.anatomy`."""
 
 
-def read_label_table(path: str | Path = "") -> dict[int, str]:
+def read_label_table(path: str | Path = "", *, ignore_id: int | None = None) -> dict[int, str]:
     """Read a label table.
 
     Args:
         path: JSON file of label id to name, such as `{"1": "spleen"}`; "" for the 72 of `scripts.common.organs`.
+        ignore_id: value of ignored voxels, which no label may have.
 
     Returns:
         Label id to name, ascending, without the background 0.
 
     Raises:
-        InputError: the file holds no such table, repeated ids or names, or ids outside 1..254; 255 is the value of
-            rejected voxels.
+        InputError: the file holds no such table, repeated ids or names, ids outside 1..65535, or `ignore_id`.
     """
-    if not path:
-        return dict(ORGANS)
+    table = _read_table(path) if path else dict(ORGANS)
+    if ignore_id in table:
+        where = printable(path) if path else "the table of the 72 organs"
+        raise InputError(
+            f"{where}: the label {table[ignore_id]!r} has the id {ignore_id}, which is ignore_id, the value of ignored "
+            f"voxels; set ignore_id to an id that no label has, such as {max(table) + 1}."
+        )
+    return table
+
+
+def _read_table(path: str | Path) -> dict[int, str]:
+    where = printable(path)
     try:
         table = json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=_distinct)
         names = Counter(name.strip() for label, name in table.items() if label)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f'{path}: is not a label table ({error}); give JSON such as {{"1": "spleen"}}.') from error
+        raise InputError(f'{where}: is not a label table ({error}); give JSON such as {{"1": "spleen"}}.') from error
     table = {label: table[label].strip() for label in sorted(table) if label}
-    outside = [label for label in table if not 0 < label < IGNORE]
+    outside = [label for label in table if not 0 < label <= MAX_CLASS_ID]
     if outside or not table:
-        raise InputError(f"{path}: holds {f'the id {outside[0]}' if outside else 'no label'}; give ids from 1 to 254.")
+        found = f"the id {outside[0]}" if outside else "no label"
+        raise InputError(f"{where}: holds {found}; give ids from 1 to {MAX_CLASS_ID}.")
     if repeated := [name for name, count in names.items() if count > 1 or not name]:
-        raise InputError(f"{path}: the name {repeated[0]!r} is empty or repeats; give each label a name of its own.")
+        raise InputError(f"{where}: the name {repeated[0]!r} is empty or repeats; give each label a name of its own.")
     return table
 
 
@@ -81,6 +96,8 @@ def feature_table(features: np.ndarray, organs: Mapping[int, str]) -> pd.DataFra
 
 def cohort_table(cases: Iterable[tuple[str, np.ndarray]], organs: Mapping[int, str]) -> pd.DataFrame:
     """Turn the arrays of named cases into one table, with `case` as its first column."""
+    import pandas as pd  # here, so that programs without it can use the filter
+
     names, arrays = zip(*cases, strict=True)
     features = np.stack(arrays)
     case, organ = np.nonzero(~np.isnan(features[:, :, 0]))
@@ -91,11 +108,19 @@ def cohort_table(cases: Iterable[tuple[str, np.ndarray]], organs: Mapping[int, s
     return rows
 
 
-def pack_features(features: np.ndarray) -> bytes:
-    """Compress the array of a case, for a journal."""
-    return zlib.compress(np.ascontiguousarray(features, dtype="<f8").tobytes(), level=1)
+def pack_features(features: np.ndarray, sources: str = "") -> bytes:
+    """Compress the array of a case, and what `scripts.solf.renaming` counted in its file, for a journal."""
+    packed = zlib.compress(np.ascontiguousarray(features, dtype="<f8").tobytes(), level=1)
+    return packed + (zlib.compress(sources.encode(), level=1) if sources else b"")
 
 
 def unpack_features(payload: bytes) -> np.ndarray:
     """Return the array that `pack_features` compressed."""
-    return np.frombuffer(zlib.decompress(payload), dtype="<f8").reshape(-1, len(COLUMNS))
+    return np.frombuffer(zlib.decompressobj().decompress(payload), dtype="<f8").reshape(-1, len(COLUMNS))
+
+
+def unpack_sources(payload: bytes) -> str:
+    """Return the text that `pack_features` compressed."""
+    reader = zlib.decompressobj()
+    reader.decompress(payload)
+    return zlib.decompress(reader.unused_data).decode() if reader.unused_data else ""

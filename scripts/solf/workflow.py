@@ -25,14 +25,16 @@ from scripts.common.flags import parse_flag
 from scripts.common.locks import FolderLock
 from scripts.solf.features import compile_features
 from scripts.solf.filter import LabelFilter
+from scripts.solf.renaming import Sources
 from scripts.solf.report.folder import check_report, remove_unfinished
 from scripts.solf.report.write import write_report
-from scripts.solf.tables import cohort_table, unpack_features
+from scripts.solf.tables import cohort_table, unpack_features, unpack_sources
 from scripts.solf.thresholds import judge, readable
 
 logger = logging.getLogger(__name__)
 
 RESULTS = ("journal.sqlite", "features.parquet", "thresholds.json", "decisions.parquet", "decisions.csv", "failed.csv")
+RESULTS += ("label_names.csv",)
 _CASES_PER_TABLE = 500  # about 35,000 labels
 
 
@@ -73,6 +75,7 @@ class CohortWorkflow:
         self.scheduler, self.workers = scheduler, workers
         self.failures: dict[str, str] = {}
         self.folders: dict[Path, str] = {self.output_dir: "output_dir"}
+        self._journal: Journal | None = None
 
     def run(self) -> None:
         """Process the cohort, alone in the folders that are written.
@@ -86,6 +89,7 @@ class CohortWorkflow:
             self._locks = [self._opened.enter_context(lock) for lock in locks]
             remove_unfinished(self.output_dir)
             self.process()
+            self._sources.write(self.output_dir)
         if not self.qc and (self.output_dir / "qc").is_dir():
             logger.warning(
                 "%s: is the report of an earlier run; set qc to true to write it anew", self.output_dir / "qc"
@@ -121,7 +125,7 @@ class CohortWorkflow:
         Raises:
             InputError: no case could be measured, or a folder was removed meanwhile.
         """
-        settings = fingerprint(self.transform.flatten().transforms, depends_on)
+        settings = f"{type(self).__name__} {fingerprint(self.transform.flatten().transforms, depends_on)}"
         self._journal = self._opened.enter_context(Journal(self.output_dir / "journal.sqlite", settings=settings))
         self.failures = run_cohort(
             task,
@@ -142,8 +146,11 @@ class CohortWorkflow:
     def tables(self) -> Iterator[pd.DataFrame]:
         """Yield the features of several hundred cases at a time, in order of name."""
         done = [case for case in self.cases if case["case"] not in self.failures]
+        self._sources = Sources(self.transform.flatten().transforms[0].renaming)
         for start in range(0, len(done), _CASES_PER_TABLE):
-            payloads = self._journal.payloads(done[start : start + _CASES_PER_TABLE])
+            payloads = list(self._journal.payloads(done[start : start + _CASES_PER_TABLE]))
+            for _, payload in payloads:
+                self._sources.add(unpack_sources(payload))
             yield cohort_table([(case, unpack_features(payload)) for case, payload in payloads], self.network.organs)
 
     def write_decisions(self) -> Counter[str]:

@@ -273,7 +273,7 @@ def test_bad_files_do_not_stop_the_run(fitted, cohort, tmp_path):
     failed = pd.read_csv(tmp_path / "out" / "failed.csv").set_index("case")["reason"]
     assert set(failed.index) == {"broken", "image", "empty"}
     assert "cannot be read whole" in failed["broken"]
-    assert "labels are 0 to 254; give a label map, not an image." in failed["image"]
+    assert "labels are 0 to 65535; give a label map, not an image." in failed["image"]
     assert "holds no labels" in failed["empty"]
     assert [path.name for path in (tmp_path / "out").glob("*.nii.gz")] == ["good_cleaned.nii.gz"]
 

@@ -96,12 +96,11 @@ BAD_TABLES = [
     ("[1, 2]", "file: is not a label table ('list' object has no attribute"),
     ("[" * 100_000, "file: is not a label table (maximum recursion depth"),
     (b"\xff\xfe\x00", "file: is not a label table ('utf-8' codec can't decode"),
-    ("{}", "file: holds no label; give ids from 1 to 254."),
+    ("{}", "file: holds no label; give ids from 1 to 65535."),
     ('{"1": ["spleen"]}', "file: is not a label table"),
     ('{"1.5": "spleen"}', "file: is not a label table"),
-    ('{"300": "spleen", "1": "liver"}', "file: holds the id 300; give ids from 1 to 254."),
-    ('{"255": "spleen", "1": "liver"}', "file: holds the id 255; give ids from 1 to 254."),
-    ('{"-1": "spleen", "1": "liver"}', "file: holds the id -1; give ids from 1 to 254."),
+    ('{"65536": "spleen", "1": "liver"}', "file: holds the id 65536; give ids from 1 to 65535."),
+    ('{"-1": "spleen", "1": "liver"}', "file: holds the id -1; give ids from 1 to 65535."),
     ('{"1": "spleen", "2": "spleen"}', "file: the name 'spleen' is empty or repeats; give each label a name of its"),
     ('{"1": "spleen", "1": "liver"}', "file: is not a label table (an id repeats)"),
 ]
@@ -126,7 +125,7 @@ BAD_STARTS = [
         "fitted with another label table than these 1 labels",
     ),
     (CLEAN, {"label_names": lambda _: "none.json"}, "none.json: is not a label table ([Errno 2] No such file"),
-    (CLEAN, {"label_names": text('{"1": "splean"}')}, "none of its 1 names is an organ's or TotalSegmentator's;"),
+    (CLEAN, {"label_names": text('{"1": "splean"}')}, "none of its 1 names, such as 'splean', is one of"),
     (EVALUATE, {"known_errors": lambda _: "none.csv"}, "none.csv: cannot be read ([Errno 2] No such file"),
     (EVALUATE, {"known_errors": lambda folder: str(folder)}, "cannot be read ([Errno 21] Is a directory"),
     (EVALUATE, {"known_errors": text("case,organ\na,livver\n")}, 'the row "a,livver" has neither a label from 1 to'),
@@ -139,7 +138,14 @@ BAD_STARTS = [
     (EVALUATE, {"known_errors": text("case,label\n")}, "none of its cases, such as None, is one of the 3"),
     (EVALUATE, {"reference": lambda _: "nowhere"}, "nowhere: no such file or folder"),
     (EVALUATE, {"reference": text("x", "none.nii.gz")}, "none.nii.gz: has no label map with the name of one in"),
-    (EVALUATE, {"reference_names": text("{}")}, "file: holds no label; give ids from 1 to 254."),
+    (EVALUATE, {"reference_names": text("{}")}, "file: holds no label; give ids from 1 to 65535."),
+    (
+        CLEAN,
+        {"label_table": text('{"255": "spleen", "1": "liver"}')},
+        "file: the label 'spleen' has the id 255, which is ignore_id, the value of ignored voxels; set ignore_id to",
+    ),
+    (CLEAN, {"ignore_id": lambda _: 5}, "the table of the 72 organs: the label 'liver' has the id 5, which is"),
+    (CLEAN, {"ignore_id": lambda _: 70000}, "ignore_id is 70000: give a whole number from 1 to 65535"),
     (CLEAN, {"scheduler": lambda _: "nowhere"}, "scheduler is 'nowhere': give an address such as tcp://host:8786."),
     (CLEAN, {"scheduler": lambda _: "tcp://127.0.0.1:9"}, "scheduler tcp://127.0.0.1:9: no Dask scheduler answers"),
     (CLEAN, {"scheduler": lambda _: "tls://127.0.0.1:9"}, "no certificates for tls; set the variables DASK_"),
@@ -154,7 +160,7 @@ BAD_STARTS = [
 ]
 
 
-def never(*_):
+def never(*_, **__):
     raise AssertionError("a label map was read")
 
 
@@ -214,13 +220,12 @@ SHEARED = AFFINE + np.eye(4, k=1) * [0, 2, 0, 0]
 PACKED = gzip.compress(as_bytes())
 BAD_MAPS = {
     "an image": (np.random.default_rng(0).normal(size=(9, 9, 9)).astype(np.float32), "give a label map, not an image."),
-    "NaN": (changed(np.nan, dtype=np.float32), "holds values from nan to nan, labels are 0 to 254"),
-    "infinite": (changed(np.inf, dtype=np.float32), "holds values from 0 to inf, labels are 0 to 254"),
-    "negative": (changed(-1, dtype=np.int16), "holds values from -1 to 66, labels are 0 to 254"),
-    "255": (changed(255), "255 marks rejected voxels, give the raw labels."),
-    "256": (changed(256, dtype=np.int16), "holds values from 0 to 256, labels are 0 to 254"),
-    "2^40": (changed(2**40, dtype=np.int64), "holds values from 0 to 1.09951e+12, labels are 0 to 254"),
-    "2^63": (changed(2**63, dtype=np.uint64), "holds values from 0 to 9.22337e+18, labels are 0 to 254"),
+    "NaN": (changed(np.nan, dtype=np.float32), "holds values from nan to nan, labels are 0 to 65535"),
+    "infinite": (changed(np.inf, dtype=np.float32), "holds values from 0 to inf, labels are 0 to 65535"),
+    "negative": (changed(-1, dtype=np.int16), "holds values from -1 to 66, labels are 0 to 65535"),
+    "256": (changed(256, dtype=np.int16), "holds 1 label that the label table lacks: 256; set label_table"),
+    "2^40": (changed(2**40, dtype=np.int64), "holds values from 0 to 1.09951e+12, labels are 0 to 65535"),
+    "2^63": (changed(2**63, dtype=np.uint64), "holds values from 0 to 9.22337e+18, labels are 0 to 65535"),
     "fraction": (changed(1.5, dtype=np.float32), "holds 1.5, not a label; give a label map, resampled with nearest"),
     "unknown": (changed(200, 201), "holds 2 labels that the label table lacks: 200, 201; set label_table"),
     "empty": (np.zeros((9, 9, 9), np.uint8), "holds no labels; leave it out."),
@@ -250,6 +255,7 @@ GOOD_MAPS = {
     "one voxel": ONE,
     "no background": np.full((9, 9, 9), 5, np.uint8),
     "floats": changed(dtype=np.float64),
+    "255": changed(255),
     "a slice": np.pad(np.ones((9, 9, 1), np.uint8), [(2, 2), (2, 2), (0, 0)]),
     "two\nlines": small_map(3),
     "x" * 240: small_map(4),
@@ -267,11 +273,11 @@ def write_map(path, content):
         nib.save(nib.Nifti1Image(array, affine, dtype=array.dtype), path)
 
 
-def unsteady(path):
+def unsteady(path, **options):
     """Read a label map, which is removed before or changes after."""
     if "vanishes" in path:
         Path(path).unlink()
-    volume = transforms_read_nifti(path)
+    volume = transforms_read_nifti(path, **options)
     if "changes" in path:
         os.utime(path)
     return volume

@@ -209,6 +209,16 @@ def test_file_state_changes_with_the_file(tmp_path):
     assert file_state(file) != [str(file), 3, 1]
 
 
+def test_state_of_a_folder_changes_with_its_files(tmp_path):
+    file = tmp_path / "masks" / "spleen.nii"
+    file.parent.mkdir()
+    file.write_text("one")
+    before = file_state(file.parent)
+    assert before == file_state(file.parent)
+    file.write_text("four")
+    assert file_state(file.parent) != before
+
+
 # Source files
 
 PACKAGE = {

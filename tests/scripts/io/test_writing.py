@@ -1,5 +1,4 @@
 import itertools
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -82,11 +81,11 @@ def test_interrupted_write_keeps_the_old_file_and_leaves_no_other(tmp_path, monk
     save({"pred": label_map(case="a")})
     before = (tmp_path / "a_seg.nii.gz").read_bytes()
 
-    def write_half(image, path):
-        Path(path).write_bytes(b"half")
+    def write_half(header, file):
+        file.write(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(nib, "save", write_half)
+    monkeypatch.setattr(nib.Nifti1Header, "write_to", write_half)
     with pytest.raises(KeyboardInterrupt):
         save({"pred": label_map(case="a")})
     assert [path.name for path in tmp_path.iterdir()] == ["a_seg.nii.gz"]
@@ -96,10 +95,10 @@ def test_interrupted_write_keeps_the_old_file_and_leaves_no_other(tmp_path, monk
 def test_full_disk_is_not_reported_as_a_missing_writer(tmp_path, monkeypatch):
     """`monai.transforms.SaveImage` asks to install writer libraries, whatever the error."""
 
-    def fail(image, path):
+    def fail(header, file):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(nib, "save", fail)
+    monkeypatch.setattr(nib.Nifti1Header, "write_to", fail)
     with pytest.raises(InputError, match=r"a_seg\.nii\.gz: cannot be written \(No space left on device\); free space"):
         SaveLabelMapd("pred", output_dir=tmp_path)({"pred": label_map(case="a")})
 
@@ -119,16 +118,71 @@ def test_renumbered_file_leaves_the_data_unchanged(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([0, 256], "a: holds class ids from 0 to 256; label maps are saved with 0 to 255."),
-        ([-1, 3], "a: holds class ids from -1 to 3; label maps are saved with 0 to 255."),
+        ([0, 65536], "a: holds class ids from 0 to 65536; label maps are saved with 0 to 65535."),
+        ([-1, 3], "a: holds class ids from -1 to 3; label maps are saved with 0 to 65535."),
         ([0, 1.5], "a holds 1.5, not a class id: resample label maps with nearest neighbour."),
     ],
 )
-def test_values_that_uint8_cannot_hold_are_refused(tmp_path, values, message):
+def test_values_that_uint16_cannot_hold_are_refused(tmp_path, values, message):
     volume = MetaTensor(torch.tensor(values).reshape(1, 2, 1, 1), meta={"case": "a"})
     with pytest.raises(InputError, match=f"^{message}$"):
         SaveLabelMapd("pred", output_dir=tmp_path)({"pred": volume})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint16, torch.float32])
+def test_class_ids_above_255_are_saved_as_uint16(tmp_path, dtype):
+    volume = MetaTensor(torch.tensor([0, 256, 65535]).to(dtype).reshape(1, 3, 1, 1), meta={"case": "a"})
+    SaveLabelMapd("pred", output_dir=tmp_path)({"pred": volume})
+    saved = nib.load(tmp_path / "a_seg.nii.gz")
+    assert saved.get_data_dtype() == np.uint16
+    assert np.asarray(saved.dataobj).ravel().tolist() == [0, 256, 65535]
+
+
+def stored_header(kind=nib.Nifti1Image, dtype=np.int16, shape=(4, 5, 6)):
+    """Return the header of a file with units, a description, two affines that differ and an intent."""
+    header = kind(np.zeros(shape, dtype), AFFINE.numpy(), dtype=dtype).header
+    header.set_xyzt_units("mm", "sec")
+    header.set_sform(AFFINE.numpy(), code="mni")
+    header.set_qform(AFFINE.numpy(), code="aligned")
+    header["qoffset_x"] = 99
+    header["descrip"] = b"made by hand"
+    header.set_intent("label")
+    return header
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("shape", [(4, 5, 6), (4, 5, 6, 1)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32])
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_file_gets_the_header_that_the_label_map_came_with(tmp_path, kind, dtype, shape, order):
+    given = stored_header(kind, dtype, shape).as_byteswapped(order)
+    volume = label_map(case="a", nifti_header=given.binaryblock)
+    SaveLabelMapd("pred", output_dir=tmp_path)({"pred": volume})
+    saved = nib.load(tmp_path / "a_seg.nii.gz")
+    assert type(saved) is kind
+    np.testing.assert_array_equal(np.asarray(saved.dataobj).reshape(4, 5, 6), volume[0])
+    same = set(given.keys()) - {"scl_slope", "scl_inter", "vox_offset", "magic"}
+    assert {key: saved.header[key].tolist() for key in same} == {key: given[key].tolist() for key in same}
+
+
+@pytest.mark.parametrize(("dtype", "written"), [(np.int8, np.uint8), (np.uint8, np.uint16), (np.float32, np.uint16)])
+def test_type_of_the_given_file_is_not_used_if_it_cannot_hold_the_class_ids(tmp_path, dtype, written):
+    volume = label_map(case="a", nifti_header=stored_header(dtype=dtype).binaryblock).to(torch.int32)
+    volume[0, 0, 0, 0] = 200 if dtype is np.int8 else 300
+    SaveLabelMapd("pred", output_dir=tmp_path)({"pred": volume})
+    saved = nib.load(tmp_path / "a_seg.nii.gz")
+    assert saved.get_data_dtype() == written
+    np.testing.assert_array_equal(np.asarray(saved.dataobj), volume[0])
+
+
+def test_header_of_another_grid_is_not_used(tmp_path):
+    volume = label_map((1, 4, 5, 3), case="a", nifti_header=stored_header().binaryblock)
+    SaveLabelMapd("pred", output_dir=tmp_path)({"pred": volume})
+    saved = nib.load(tmp_path / "a_seg.nii.gz")
+    np.testing.assert_array_equal(np.asarray(saved.dataobj), volume[0])
+    assert saved.header["descrip"] == b""
+    np.testing.assert_allclose(saved.affine, AFFINE, atol=1e-6)
 
 
 def test_monai_label_can_leave_the_transform_out():

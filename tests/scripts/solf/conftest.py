@@ -120,7 +120,7 @@ def measured(monkeypatch):
     """Count the label maps that are measured in this process."""
     calls = []
     original = transforms.case_features
-    monkeypatch.setattr(transforms, "case_features", lambda *args: calls.append(1) or original(*args))
+    monkeypatch.setattr(transforms, "case_features", lambda *args, **named: calls.append(1) or original(*args, **named))
     return calls
 
 

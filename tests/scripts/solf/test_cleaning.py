@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scripts.cohort.journal import Journal
 from scripts.common.errors import InputError
 from scripts.common.locks import FolderLock
 from tests.scripts.solf.conftest import AFFINE, small_map
@@ -88,6 +89,113 @@ def test_dropped_case_has_no_map_even_if_an_earlier_run_wrote_one(cohort_dataset
     np.testing.assert_array_equal(
         np.asarray(nib.load(tmp_path / "out" / "s05_cleaned.nii.gz").dataobj) == 255, small_map(5, half=[2]) == 2
     )
+
+
+def listed(folder):
+    return sorted(path.name.removesuffix("_cleaned.nii.gz") for path in folder.glob("*_cleaned.nii.gz"))
+
+
+def test_map_of_a_case_that_vanished_is_removed_and_named(cohort_dataset, cleaner, tmp_path, caplog):
+    dataset = cohort_dataset(4)
+    cleaner(dataset).run()
+    Path(dataset.data[3]["image"]).unlink()
+    (tmp_path / "out" / "mine_cleaned.nii.gz").write_bytes(b"of another program")
+    cleaner(cohort_dataset(3)).run()
+    assert listed(tmp_path / "out") == ["mine", "s00", "s01", "s02"]
+    assert "removed 1 label maps of earlier runs, of cases gone, dropped or failed: s03" in caplog.text
+    caplog.clear()
+    (tmp_path / "out" / "s03_cleaned.nii.gz").write_bytes(b"made by hand after it was removed")
+    cleaner(cohort_dataset(3)).run()
+    assert "s03" in listed(tmp_path / "out")
+    assert caplog.text == ""
+
+
+def test_map_of_another_input_stays_and_is_named(cohort_dataset, cleaner, tmp_path, caplog):
+    cleaner(cohort_dataset(4)).run()
+    cleaner(cohort_dataset(3)).run()
+    assert listed(tmp_path / "out") == ["s00", "s01", "s02", "s03"]
+    assert "left 1 label maps of earlier runs that are not part of this input: s03" in caplog.text
+
+
+def test_map_of_a_case_that_became_unreadable_is_removed_but_not_one_of_others(
+    cohort_dataset, cleaner, tmp_path, caplog
+):
+    dataset = cohort_dataset(4)
+    cleaner(cohort_dataset(3)).run()
+    (tmp_path / "out" / "s03_cleaned.nii.gz").write_bytes(b"of another program")
+    for n in (2, 3):
+        Path(dataset.data[n]["image"]).write_bytes(b"")
+    cleaner(dataset).run()
+    assert listed(tmp_path / "out") == ["s00", "s01", "s03"]
+    assert "removed 1 label maps of earlier runs, of cases gone, dropped or failed: s02" in caplog.text
+    assert "left 1 label maps of failed cases, which no run here wrote: s03" in caplog.text
+
+
+def test_map_of_a_dropped_case_is_named(cohort_dataset, cleaner, tmp_path, caplog):
+    cleaner(cohort_dataset(7)).run()
+    cleaner(cohort_dataset(7), rejected="drop_case", drop_share=0.2).run()
+    assert "removed 2 label maps of earlier runs, of cases gone, dropped or failed: s05, s06" in caplog.text
+    assert listed(tmp_path / "out") == [f"s{n:02d}" for n in range(5)]
+
+
+def test_missing_map_of_a_kept_case_is_written_again_where_others_are_dropped(cohort_dataset, cleaner, tmp_path):
+    options = {"rejected": "drop_case", "drop_share": 0.2}
+    cleaner(cohort_dataset(7), **options).run()
+    (tmp_path / "out" / "s01_cleaned.nii.gz").unlink()
+    cleaner(cohort_dataset(7), **options).run()
+    assert listed(tmp_path / "out") == [f"s{n:02d}" for n in range(5)]
+
+
+def test_fit_in_the_same_folder_is_no_proof_that_a_map_was_written_here(cohort_dataset, cleaner, tmp_path):
+    dataset = cohort_dataset(4)
+    (tmp_path / "out").mkdir()
+    with Journal(tmp_path / "out" / "journal.sqlite", settings="FilterTrainer 123") as journal:
+        for case in dataset.data:
+            journal.put(case, b"")
+    (tmp_path / "out" / "s03_cleaned.nii.gz").write_bytes(b"of another program")
+    Path(dataset.data[3]["image"]).unlink()
+    cleaner(cohort_dataset(3)).run()
+    assert "s03" in listed(tmp_path / "out")
+
+
+def test_labels_without_a_counterpart_are_ignored_named_and_counted(
+    cohort_dataset, cleaner, tmp_path, json_file, caplog
+):
+    names = {"66": "muscle", "2": "kidney_right", "3": "brain", "5": "liver", "7": "small_bowel", "8": "colon"}
+    dataset = cohort_dataset(4, label_names=json_file(names))
+    assert "table.json: 1 of 6 become ignored (255): brain" in caplog.text
+    assert "table.json: 2 become one label, intestine: small_bowel, colon" in caplog.text
+    caplog.clear()
+    cleaner(dataset).run()
+    voxels = [sum(int((small_map(n) == label).sum()) for n in range(4)) for label in (2, 3, 66)]
+    table = pd.read_csv(tmp_path / "out" / "label_names.csv", keep_default_na=False)
+    assert list(table) == ["id", "name", "files", "voxels", "becomes", "organ", "reason"]
+    assert table.to_numpy().tolist() == [
+        [2, "kidney_right", 4, voxels[0], 2, "kidney_right", ""],
+        [3, "brain", 4, voxels[1], 255, "", "the label table has no such name"],
+        [5, "liver", 0, 0, 5, "liver", ""],
+        [7, "small_bowel", 0, 0, 18, "intestine", "one of 2 that become this organ"],
+        [8, "colon", 0, 0, 18, "intestine", "one of 2 that become this organ"],
+        [66, "muscle", 4, voxels[2], 66, "muscle", ""],
+    ]
+    assert f"{voxels[1]} voxels of 1 labels are ignored (255): they are not measured and stay ignored" in caplog.text
+    written = np.asarray(nib.load(tmp_path / "out" / "s00_cleaned.nii.gz").dataobj)
+    np.testing.assert_array_equal(written == 255, small_map(0) == 3)
+
+
+def test_ignored_voxels_of_the_input_are_counted_once(cohort_dataset, cleaner, tmp_path, caplog):
+    dataset = cohort_dataset(3)
+    label = small_map(0)
+    label[:3] = 255
+    nib.save(nib.Nifti1Image(label, AFFINE), dataset.data[0]["image"])
+    cleaner(dataset).run()
+    assert caplog.text.count("voxels of 1 labels are ignored (255)") == 1
+    table = pd.read_csv(tmp_path / "out" / "label_names.csv", keep_default_na=False)
+    count = int((label == 255).sum())
+    assert table.to_numpy().tolist() == [[255, "", 1, count, 255, "", "ignore_id of the file"]]
+    nib.save(nib.Nifti1Image(small_map(0), AFFINE), dataset.data[0]["image"])
+    cleaner(dataset).run()
+    assert not (tmp_path / "out" / "label_names.csv").exists()
 
 
 def test_temporary_files_of_a_killed_run_are_removed_but_not_those_of_a_run_in_progress(

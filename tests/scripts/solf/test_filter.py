@@ -1,6 +1,7 @@
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from monai.data import MetaTensor
@@ -67,6 +68,37 @@ def test_output_has_the_type_and_affine_of_the_input(label_filter, dtype):
     assert cleaned.dtype == dtype
     assert cleaned.max() == 255
     np.testing.assert_allclose(cleaned.affine, AFFINE)
+
+
+@pytest.mark.parametrize("ignore_id", [200, 1000])
+def test_ignore_id_is_a_setting(label_filter, ignore_id):
+    """nnU-Net wants the highest label; ignored voxels of the input stay and are not measured."""
+    label = small_map(5, half=[2]).astype(np.uint16)
+    label[:, :2] = ignore_id
+    cleaned = label_filter(ignore_id=ignore_id)(batch(label.astype(np.int32)))[0, 0].numpy()
+    np.testing.assert_array_equal(cleaned, np.where(label == 2, ignore_id, label))
+
+
+@pytest.mark.parametrize(
+    ("label", "ignore_id", "message"),
+    [
+        (torch.zeros(1, 1, 2, 2, 2, dtype=torch.uint8), 1000, "torch.uint8 cannot hold the ignore_id 1000; give"),
+        (torch.full((1, 1, 2, 2, 2), 65536), 255, "label map holds values from 0 to 65536, labels are 0 to 65535"),
+        (torch.full((1, 1, 2, 2, 2), -1), 255, "label map holds values from -1 to 0, labels are 0 to 65535"),
+        (torch.full((1, 1, 2, 2, 2), torch.nan), 255, "label map holds values from nan to nan, labels are 0 to 65535"),
+    ],
+)
+def test_label_maps_that_cannot_be_cleaned_are_refused(label_filter, label, ignore_id, message):
+    with pytest.raises(InputError, match=message):
+        label_filter(ignore_id=ignore_id)(label)
+
+
+def test_missing_organs_do_not_count_as_labels_of_a_case(label_filter):
+    """One of two labels that are there is rejected: half, not a quarter."""
+    decisions = pd.DataFrame({"decision": ["reject", "keep", "missing", "missing"], "reason": ""})
+    kept = label_filter(rejected="drop_case", drop_share=0.4).with_drops(decisions)
+    assert kept["decision"].tolist() == ["reject", "drop", "missing", "missing"]
+    assert kept["reason"].iloc[1] == "50% of the case's labels are rejected"
 
 
 def test_input_is_not_changed(label_filter):

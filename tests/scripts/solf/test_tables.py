@@ -19,6 +19,7 @@ from scripts.solf.tables import (
     pack_features,
     read_label_table,
     unpack_features,
+    unpack_sources,
 )
 from tests.scripts.solf.conftest import AFFINE, small_map
 
@@ -49,6 +50,13 @@ def test_packing_loses_nothing():
     assert unpack_features(pack_features(features)).tobytes() == features.tobytes()
 
 
+def test_packing_keeps_what_was_counted_in_the_file(cohort):
+    payload = pack_features(cohort["s00"], '{"=ä": 7}')
+    assert unpack_features(payload).tobytes() == cohort["s00"].tobytes()
+    assert unpack_sources(payload) == '{"=ä": 7}'
+    assert unpack_sources(pack_features(cohort["s00"])) == ""
+
+
 def test_cohort_table_names_the_cases(cohort):
     table = cohort_table(list(cohort.items())[:2], ORGANS)
     assert table["case"].tolist() == ["s00"] * 3 + ["s01"] * 3
@@ -68,10 +76,10 @@ def test_table_of_a_file_is_sorted_and_without_background(json_file):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"255": "x"}', "holds the id 255; give ids from 1 to 254."),
-        ('{"-1": "x"}', "holds the id -1; give ids from 1 to 254."),
-        ('{"0": "background"}', "holds no label; give ids from 1 to 254."),
-        ("{}", "holds no label; give ids from 1 to 254."),
+        ('{"65536": "x"}', "holds the id 65536; give ids from 1 to 65535."),
+        ('{"-1": "x"}', "holds the id -1; give ids from 1 to 65535."),
+        ('{"0": "background"}', "holds no label; give ids from 1 to 65535."),
+        ("{}", "holds no label; give ids from 1 to 65535."),
         ('{"1": "x", "2": "x"}', "the name 'x' is empty or repeats; give each label a name of its own."),
         ('{"1": " "}', "the name '' is empty or repeats; give each label a name of its own."),
         ('{"1": "x", "01": "y"}', "is not a label table (an id repeats); give JSON such as"),
@@ -103,6 +111,28 @@ def test_label_table_that_is_not_a_file_is_refused(path):
 def test_label_table_of_an_editor_that_marks_utf8_is_read(tmp_path):
     (tmp_path / "table.json").write_text('{"0": "x", "2": "x", "1": " y "}', encoding="utf-8-sig")
     assert read_label_table(tmp_path / "table.json") == {1: "y", 2: "x"}
+
+
+def test_ids_of_freesurfer_are_read(json_file):
+    table = {"2": "Left-Cerebral-White-Matter", "255": "CC_Anterior", "2035": "ctx-rh-insula", "65535": "x"}
+    assert list(read_label_table(json_file(table))) == [2, 255, 2035, 65535]
+
+
+@pytest.mark.parametrize(
+    ("table", "ignore_id", "message"),
+    [
+        (
+            {"254": "a", "255": "b"},
+            255,
+            "the label 'b' has the id 255, which is ignore_id, the value of ignored voxels; ",
+        ),
+        ({"1": "a", "2": "b"}, 1, "set ignore_id to an id that no label has, such as 3."),
+        (None, 5, "the table of the 72 organs: the label 'liver' has the id 5, which is ignore_id"),
+    ],
+)
+def test_label_with_the_ignore_id_is_refused(json_file, table, ignore_id, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        read_label_table(json_file(table) if table else "", ignore_id=ignore_id)
 
 
 def test_missing_label_table_is_named(tmp_path):
