@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from monai.data import Dataset
 
@@ -16,6 +17,7 @@ from scripts.common.files import atomic_path
 from scripts.models.weights import load_weights
 from scripts.solf.filter import LabelFilter, clean_case
 from scripts.solf.measuring import Transform
+from scripts.solf.verdicts import consensus, warn_of_absent
 from scripts.solf.workflow import CohortWorkflow
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ class CohortCleaner(CohortWorkflow):
         dataset: cases and the transforms that end in `scripts.solf.transforms.ShapeFeaturesd`.
         postprocessing: writes `pred` as `<case>_cleaned.nii.gz`.
         ckpt_path: file of the fitted filter.
+        verdicts: of `scripts.solf.verdicts.read_verdicts`, the same that `add_verdicts` added to the cases.
         qc: whether to write the report.
         options: as `CohortWorkflow`.
     """
@@ -45,11 +48,13 @@ class CohortCleaner(CohortWorkflow):
         dataset: Dataset,
         postprocessing: Transform,
         ckpt_path: str | Path,
+        verdicts: pd.DataFrame | None = None,
         qc: bool | str = False,
         **options: Any,
     ) -> None:
         super().__init__(network=network, dataset=dataset, qc=qc, **options)
         self.postprocessing, self.ckpt_path = postprocessing, Path(ckpt_path)
+        self.verdicts = None if verdicts is None else consensus(verdicts)
 
     def process(self) -> None:
         """Clean and write.
@@ -68,6 +73,8 @@ class CohortCleaner(CohortWorkflow):
                 self._cleaned(name).unlink(missing_ok=True)  # of an earlier run
         counts = self.write_decisions()
         self._write_csv()
+        if self.verdicts is not None:
+            warn_of_absent(self.verdicts, self.decisions())
         summary = ", ".join(f"{count} {decision}" for decision, count in sorted(counts.items()))
         logger.info("labels: %s; wrote %s", summary, self.output_dir / "decisions.csv")
         if counts["reject"] > _SUSPICIOUS_SHARE * counts.total():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -19,6 +19,7 @@ from scripts.common.settings import setting_problems
 from scripts.solf.measuring import Transform, case_features
 from scripts.solf.tables import IGNORE, feature_table, pack_features, read_label_table
 from scripts.solf.thresholds import FEATURES, LEVELS, Thresholds, judge
+from scripts.solf.verdicts import overruled, verdicts_of_case
 
 Rejected = Literal["ignore", "background", "drop_case"]
 REJECTED: tuple[Rejected, ...] = get_args(Rejected)
@@ -116,16 +117,21 @@ class LabelFilter(nn.Module):
                 f"{path}: not the thresholds of a fit: {problem}; give the model.pt of a fit, or fit again."
             )
 
-    def decide(self, features: np.ndarray) -> pd.DataFrame:
+    def decide(self, features: np.ndarray, verdicts: str = "") -> pd.DataFrame:
         """Decide about the labels of one case.
 
         Args:
             features: (L, C) of `scripts.solf.measuring.case_features`.
+            verdicts: of people, as `scripts.solf.verdicts.add_verdicts` gives them; they stand above the thresholds.
 
         Returns:
             See `scripts.solf.thresholds.judge`; `drop` for the other labels of a dropped case.
         """
-        return self.with_drops(judge(feature_table(features, self.organs), self.thresholds))
+        decisions = judge(feature_table(features, self.organs), self.thresholds)
+        if verdicts:
+            by_people = decisions["label"].map(verdicts_of_case(verdicts))
+            decisions = decisions.assign(decision=overruled(decisions["decision"], by_people))
+        return self.with_drops(decisions)
 
     def with_drops(self, decisions: pd.DataFrame) -> pd.DataFrame:
         """Drop cases of which more than `drop_share` is rejected, if `rejected` is `drop_case`."""
@@ -141,12 +147,15 @@ class LabelFilter(nn.Module):
         }
         return decisions.assign(**columns)
 
-    def forward(self, label: torch.Tensor, features: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, label: torch.Tensor, features: torch.Tensor | None = None, verdicts: Sequence[str] | None = None
+    ) -> torch.Tensor:
         """Clean label maps.
 
         Args:
             label: (B, 1, X, Y, Z); a MetaTensor's affine gives mm; without one, voxels are taken as 1 mm.
             features: (B, L, C) of `scripts.solf.measuring.case_features`, if they are known already.
+            verdicts: B texts of `scripts.solf.verdicts.add_verdicts`, if people reviewed the maps.
 
         Returns:
             The cleaned maps, of the type of `label`.
@@ -159,7 +168,7 @@ class LabelFilter(nn.Module):
             if array.any():  # an empty map has no features
                 known = features is not None
                 own = features[n].cpu().numpy() if known else case_features(array, affines[n], self.organs)
-                array = self._new_values(self.decide(own))[array]
+                array = self._new_values(self.decide(own, verdicts[n] if verdicts else ""))[array]
             cleaned[n, 0] = torch.from_numpy(array).to(label.dtype)
         return cleaned
 
@@ -179,7 +188,7 @@ def clean_case(
     """Read, measure, clean and write the label map of a case, and return its packed features."""
     item = transform(case)
     with torch.inference_mode():
-        pred = network(item["image"][None], item["features"][None])[0]
+        pred = network(item["image"][None], item["features"][None], [item.get("verdicts", "")])[0]
     postprocessing({**item, "pred": pred})
     return pack_features(item["features"].numpy())
 

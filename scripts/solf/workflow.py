@@ -29,6 +29,7 @@ from scripts.solf.report.folder import check_report, remove_unfinished
 from scripts.solf.report.write import write_report
 from scripts.solf.tables import cohort_table, unpack_features
 from scripts.solf.thresholds import judge, readable
+from scripts.solf.verdicts import with_verdicts
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class CohortWorkflow:
         self.transform = dataset.transform
         self.scheduler, self.workers = scheduler, workers
         self.failures: dict[str, str] = {}
+        self.verdicts: pd.DataFrame | None = None
         self.folders: dict[Path, str] = {self.output_dir: "output_dir"}
 
     def run(self) -> None:
@@ -155,7 +157,7 @@ class CohortWorkflow:
 
         def decided() -> Iterator[pd.DataFrame]:
             for table in self.tables():
-                decisions = self.network.with_drops(judge(table, thresholds))
+                decisions = self.network.with_drops(with_verdicts(judge(table, thresholds), self.verdicts))
                 counts.update(decisions["decision"])
                 yield decisions
 
