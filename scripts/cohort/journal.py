@@ -133,7 +133,7 @@ class Journal:
             yield case["case"], row[1]
 
     def _stamp(self, case: Case) -> str:
-        """Return the state of the case's file, the settings and its own entries, read once while the journal is open."""
+        """Return the state of the case's file, its entries and the settings, read once while the journal is open."""
         if case["case"] not in self._stamps:
             self._stamps[case["case"]] = self._new_stamp(case)
         return self._stamps[case["case"]]

@@ -160,7 +160,8 @@ def add_verdicts(cases: Sequence[Mapping[str, Any]], verdicts: pd.DataFrame | No
         if unknown := sorted(set(merged["case"]) - set(known)):
             logger.warning("verdicts: no case is named %s", listed_unknown(unknown, known))
         decided = merged[merged["verdict"] != ""]
-        texts = {name: json.dumps(dict(zip(own["label"], own["verdict"]))) for name, own in decided.groupby("case")}
+        by_case = decided.set_index("label").groupby("case")["verdict"]
+        texts = {name: json.dumps(own.to_dict()) for name, own in by_case}
     return [{**case, "verdicts": texts.get(case["case"], "")} for case in cases]
 
 

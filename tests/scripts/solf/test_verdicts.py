@@ -94,7 +94,10 @@ def test_all_bad_rows_are_named_in_one_message(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("case;label\na;2\n", "has the columns case;label; give case, label, verdict, reviewer, reviewed_at, with commas"),
+        (
+            "case;label\na;2\n",
+            "has the columns case;label; give case, label, verdict, reviewer, reviewed_at, with commas",
+        ),
         ("case,label,verdict,reviewer\n", "has the columns case, label, verdict, reviewer; give reviewed_at, with"),
         ("", "cannot be read (No columns to parse from file); give a CSV with case, label, verdict,"),
         (b"\xff\xfe\0", "cannot be read ('utf-8' codec can't decode"),
