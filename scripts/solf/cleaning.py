@@ -13,10 +13,11 @@ import torch
 from monai.data import Dataset
 
 from scripts.cohort.journal import Case
-from scripts.common.files import atomic_path
+from scripts.common.files import atomic_path, write_json
 from scripts.models.weights import load_weights
 from scripts.solf.filter import LabelFilter, clean_case
 from scripts.solf.measuring import Transform
+from scripts.solf.thresholds import readable, summary
 from scripts.solf.verdicts import consensus, warn_of_absent
 from scripts.solf.workflow import CohortWorkflow
 
@@ -29,7 +30,8 @@ class CohortCleaner(CohortWorkflow):
     """Clean every label map of a cohort, on all cores or a cluster.
 
     Writes the same label maps as the bundle's evaluator, `decisions.csv` and `decisions.parquet` (a row per case and
-    label), `failed.csv` if cases failed, which then have no label map, and, if wanted, the QC report.
+    label), `thresholds.json`, `failed.csv` if cases failed, which then have no label map, and, if wanted, the QC
+    report.
 
     Args:
         network: the label filter; its weights are loaded here.
@@ -63,6 +65,8 @@ class CohortCleaner(CohortWorkflow):
             InputError: the weights are not those of a fitted filter with this label table, or no case was cleaned.
         """
         load_weights(self.network, self.ckpt_path)
+        logger.info("%s: %s", self.ckpt_path, summary(self.network.thresholds))
+        write_json(self.output_dir / "thresholds.json", readable(self.network.thresholds))
         light = _without_quantiles(self.network)
         task = partial(clean_case, transform=self.transform, network=light, postprocessing=self.postprocessing)
         depends_on = [clean_case, light, type(self.postprocessing)]
@@ -75,14 +79,14 @@ class CohortCleaner(CohortWorkflow):
         self._write_csv()
         if self.verdicts is not None:
             warn_of_absent(self.verdicts, self.decisions())
-        summary = ", ".join(f"{count} {decision}" for decision, count in sorted(counts.items()))
-        logger.info("labels: %s; wrote %s", summary, self.output_dir / "decisions.csv")
+        numbers = ", ".join(f"{count} {decision}" for decision, count in sorted(counts.items()))
+        logger.info("labels: %s; wrote %s", numbers, self.output_dir / "decisions.csv")
         if counts["reject"] > _SUSPICIOUS_SHARE * counts.total():
             share = 100 * counts["reject"] / counts.total()
             question = "were the thresholds fitted to maps of the same labels and field of view?"
             logger.warning("%.0f %% of all labels were rejected: %s", share, question)
         if self.qc:
-            self.report(subjects=int(self.network.subjects.max()))
+            self.report()
 
     def _is_written(self, case: Case) -> bool:
         """Return whether a case's cleaned map still exists; a dropped one has none."""

@@ -8,13 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from scripts.common.errors import InputError, raise_all
 from scripts.common.names import listed, listed_unknown, printable
 from scripts.solf.tables import read_label_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLUMNS = ("case", "label", "organ", "verdict", "reviewer", "reviewed_at", "comment")
 """Columns of a file of verdicts; `organ` and `comment` may be empty or left out."""
@@ -42,6 +43,8 @@ def read_verdicts(source: str | Path, *, label_table: str | Path = "") -> pd.Dat
         InputError: a file cannot be read or lacks a column, the folder holds none, or rows are no verdicts about labels
             of the table. All such rows are named.
     """
+    import pandas as pd  # not at the top: the filter imports this module, and starts faster without
+
     if not source:
         return None
     path, organs = Path(source), read_label_table(label_table)
@@ -66,6 +69,8 @@ def read_text_table(path: str | Path, *, required: Sequence[str]) -> pd.DataFram
     Raises:
         InputError: the file cannot be read, or lacks a required column.
     """
+    import pandas as pd  # as in `read_verdicts`
+
     try:
         with Path(path).open(encoding="utf-8-sig", newline="") as file:
             table = pd.read_csv(file, dtype=str, keep_default_na=False).fillna("")
@@ -114,6 +119,8 @@ def _time(text: str) -> datetime | None:
 
 
 def _parsed(table: pd.DataFrame, organs: Mapping[int, str]) -> pd.DataFrame:
+    import pandas as pd  # as in `read_verdicts`
+
     labels = table["label"].map(label_id).astype("int64")
     times = pd.to_datetime(table["reviewed_at"].map(_time), utc=True)
     filled = table.reindex(columns=list(COLUMNS), fill_value="")
@@ -179,6 +186,8 @@ def warn_of_absent(verdicts: pd.DataFrame, tables: Iterable[pd.DataFrame]) -> No
         verdicts: of `consensus`.
         tables: decisions, with `case` and `label`; verdicts about other cases are not named.
     """
+    import pandas as pd  # as in `read_verdicts`
+
     found, cases = [pd.DataFrame(columns=KEY)], set()
     for table in tables:
         found.append(table.loc[table["verdict"] != "", KEY])
@@ -201,6 +210,8 @@ def with_verdicts(decisions: pd.DataFrame, verdicts: pd.DataFrame | None) -> pd.
         The decisions with `verdict`, `reviewer` and `reviewed_at`, "" where there is none. An accepted label is kept
         and a rejected one rejected, whatever the rule says; `reason` says who decided when, then what the rule said.
     """
+    import pandas as pd  # as in `read_verdicts`
+
     if verdicts is None:
         return decisions
     decided = verdicts[verdicts["verdict"] != ""].set_index(KEY)[list(_ADDED)]

@@ -226,7 +226,7 @@ def test_normalized_volume_is_the_share_of_the_body():
 
 def test_code_is_compiled_for_both_types_of_label_maps(monkeypatch):
     seen = []
-    monkeypatch.setattr(features, "label_shape_features", lambda label, affine: seen.append(label.dtype))
+    monkeypatch.setattr(features, "shape_columns", lambda label, affine: seen.append(label.dtype))
     features.compile_features()
     assert seen == [np.uint8, np.uint16]
 
