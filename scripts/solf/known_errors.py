@@ -61,7 +61,7 @@ def check_cases(names: Collection[str], cases: Collection[str], *, setting: str)
 
     Args:
         names: of the cases that a list is about.
-        cases: of the cases that are evaluated.
+        cases: of this run.
         setting: that names the list, for the message.
 
     Raises:
@@ -69,12 +69,12 @@ def check_cases(names: Collection[str], cases: Collection[str], *, setting: str)
     """
     if not set(names) & set(cases):
         raise InputError(
-            f"{setting}: none of its cases, such as {next(iter(names), None)!r}, is one of the {len(cases)} that are "
-            f"evaluated, such as {min(cases, default=None)!r}; correct the names."
+            f"{setting}: none of its cases, such as {next(iter(names), None)!r}, is one of the {len(cases)} of "
+            f"this run, such as {min(cases, default=None)!r}; correct the names."
         )
     if unknown := sorted(set(names) - set(cases)):
         shown = listed_unknown(unknown, cases)
-        logger.warning("%s: %d of its cases are not evaluated, and left out: %s", setting, len(unknown), shown)
+        logger.warning("%s: %d of its cases are not in this run, and left out: %s", setting, len(unknown), shown)
 
 
 def with_errors(scores: pd.DataFrame, errors: pd.DataFrame, organs: Mapping[int, str]) -> pd.DataFrame:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from monai.data import Dataset
 
@@ -17,6 +17,9 @@ from scripts.solf.fitting import fit_thresholds, subjects_needed
 from scripts.solf.measuring import measure_case
 from scripts.solf.thresholds import INPUTS, readable
 from scripts.solf.workflow import CohortWorkflow, refuse_folder, write_parquet
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +69,10 @@ class FilterTrainer(CohortWorkflow):
         refuse_folder(self.ckpt_path)
         self.folders[require_writable(self.ckpt_path.parent, setting="ckpt_dir")] = "ckpt_dir"
 
+    def choose_rule(self, _: pd.DataFrame) -> Mapping[str, Any]:
+        """Return the options of `fit_thresholds`, given the features of the cohort."""
+        return self.rule
+
     def process(self) -> None:
         """Measure, fit and write."""
         import pandas as pd  # here, as programs that only name the trainer may lack it
@@ -74,7 +81,8 @@ class FilterTrainer(CohortWorkflow):
         features = self.output_dir / "features.parquet"
         write_parquet(self.tables(), features)
         table = pd.read_parquet(features, columns=list(INPUTS))
-        fitted = fit_thresholds(table, organs=self.network.organs, version=self.version, **self.rule)
+        rule = self.choose_rule(table)
+        fitted = fit_thresholds(table, organs=self.network.organs, version=self.version, **rule)
         self.network.thresholds = fitted
         save(self.network.state_dict(), self.ckpt_path)
         write_json(self.output_dir / "thresholds.json", readable(fitted))

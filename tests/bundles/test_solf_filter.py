@@ -270,7 +270,7 @@ def test_known_errors_whose_label_is_absent_are_missed_or_found(fitted, cohort, 
     lost = scores.loc["person_0003"].loc[absent]
     assert set(lost["decision"]) <= {"absent", "missing"}
     assert rates.loc["lost", "found"] == (lost["decision"] == "missing").sum()
-    assert "known_errors: 1 of its cases are not evaluated, and left out: persn_0001 (person_0001?)" in caplog.text
+    assert "known_errors: 1 of its cases are not in this run, and left out: persn_0001 (person_0001?)" in caplog.text
     summary = pd.read_csv(tmp_path / "out" / "summary.csv").set_index("label")
     assert summary.loc[absent[0], "labels"] == sum(
         (np.asarray(nib.load(f).dataobj) == absent[0]).any() for f in cohort.labels
@@ -335,9 +335,35 @@ def test_evaluation_by_verdicts_scores_the_rule_alone_and_reviewers_against_each
     agreement = pd.read_csv(tmp_path / "out" / "agreement.csv")
     assert agreement[["labels", "agreed"]].to_numpy().tolist() == [[len(bob), len(bob) - 3]]
     assert len(pd.read_csv(tmp_path / "out" / "conflicts.csv")) == 3
-    assert "verdicts: 1 of its cases are not evaluated, and left out: person_9999" in caplog.text
+    assert "verdicts: 1 of its cases are not in this run, and left out: person_9999" in caplog.text
     name = "person_0000_cleaned.nii.gz"
     assert filecmp.cmp(tmp_path / "out" / name, tmp_path / "rule" / name, shallow=False), "verdicts change no map here"
+
+
+def test_review_of_a_fit_is_followed_evaluated_and_improves_the_next_fit(fitted, cohort, raw, tmp_path):
+    """The loop of a lab: clean, review, choose a rule by the verdicts, clean by it, evaluate by the verdicts."""
+    clean(raw, tmp_path / "before", fitted)
+    decisions = pd.read_csv(tmp_path / "before" / "decisions.csv")
+    errors = cohort.errors[["case", "label", "kind"]]
+    reviewed = str(tmp_path / "verdicts.csv")
+    verdict_table(errors, decisions, "alice", cases=20).to_csv(reviewed, index=False)
+    settings = {"dataset_dir": str(raw), "output_dir": str(tmp_path / "fit"), "ckpt_dir": str(tmp_path / "models")}
+    settings |= {"verdicts": reviewed, "max_false_rejections": 0.03, "epsilon_percent": 5, "qc": False, "workers": 0}
+    run_bundle(BUNDLE, ["train.json", "tune.json"], **settings)
+    table = pd.read_csv(tmp_path / "fit" / "tuning.csv")
+    assert (table["false_rejections"] <= 0.03).any()
+    chosen, current = (table[table[name]].iloc[0] for name in ("chosen", "current"))
+    assert chosen["f1"] > current["f1"]
+    thresholds = json.loads((tmp_path / "fit" / "thresholds.json").read_text())
+    assert thresholds["rule"] == chosen["rule"]
+    assert set(thresholds["features"]) == set(chosen["features"].split())
+    f1 = {}
+    for name, folder in (("before", fitted), ("after", tmp_path)):
+        settings = {"input": str(raw), "verdicts": reviewed, "output_dir": str(tmp_path / f"eval_{name}")}
+        settings["ckpt_path"] = str(folder / "models" / "model.pt")
+        run_bundle(BUNDLE, ["inference.json", "evaluate.json"], **settings)
+        f1[name] = pd.read_csv(tmp_path / f"eval_{name}" / "errors.csv").set_index("kind").loc["verdicts", "f1"]
+    assert f1["after"] > f1["before"] + 0.1
 
 
 def test_rules_and_features_of_the_command_line_are_used(raw, tmp_path):

@@ -58,10 +58,8 @@ def test_names_that_are_no_cases_are_named_with_the_nearest_one(caplog):
     check_cases(["p1", "p3"], {"p1", "p2", "p3"}, setting="known_errors")
     assert not caplog.text
     check_cases(["p1", "pp3", "x"], {"p1", "p2", "p3"}, setting="known_errors")
-    assert "known_errors: 2 of its cases are not evaluated, and left out: pp3 (p3?), x" in caplog.text
-    with pytest.raises(
-        InputError, match="verdicts: none of its cases, such as 'q', is one of the 2 that are evaluated"
-    ):
+    assert "known_errors: 2 of its cases are not in this run, and left out: pp3 (p3?), x" in caplog.text
+    with pytest.raises(InputError, match="verdicts: none of its cases, such as 'q', is one of the 2 of this run"):
         check_cases(["q"], {"p1", "p2"}, setting="verdicts")
 
 
