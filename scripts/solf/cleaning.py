@@ -13,7 +13,7 @@ import torch
 from monai.data import Dataset
 
 from scripts.cohort.journal import Case
-from scripts.common.files import atomic_path, write_json
+from scripts.common.files import write_json
 from scripts.models.weights import load_weights
 from scripts.solf.filter import LabelFilter, clean_case
 from scripts.solf.measuring import Transform
@@ -94,11 +94,6 @@ class CohortCleaner(CohortWorkflow):
 
     def _cleaned(self, name: str) -> Path:
         return self.output_dir / f"{name}_cleaned.nii.gz"
-
-    def _write_csv(self) -> None:
-        with atomic_path(self.output_dir / "decisions.csv") as temporary, temporary.open("w", newline="") as file:
-            for n, table in enumerate(self.decisions()):
-                table.to_csv(file, index=False, header=n == 0, float_format="%.6g", lineterminator="\n")
 
 
 def _without_quantiles(network: LabelFilter) -> LabelFilter:

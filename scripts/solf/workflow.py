@@ -145,8 +145,11 @@ class CohortWorkflow:
         """Yield the features of several hundred cases at a time, in order of name."""
         done = [case for case in self.cases if case["case"] not in self.failures]
         for start in range(0, len(done), _CASES_PER_TABLE):
-            payloads = self._journal.payloads(done[start : start + _CASES_PER_TABLE])
-            yield cohort_table([(case, unpack_features(payload)) for case, payload in payloads], self.network.organs)
+            yield self.table_of(self._journal.payloads(done[start : start + _CASES_PER_TABLE]))
+
+    def table_of(self, payloads: Iterable[tuple[str, bytes]]) -> pd.DataFrame:
+        """Turn the results of named cases into one table."""
+        return cohort_table([(case, unpack_features(payload)) for case, payload in payloads], self.network.organs)
 
     def write_decisions(self) -> Counter[str]:
         """Write the decision about every label to `decisions.parquet`, and return the count of each decision.
@@ -169,6 +172,12 @@ class CohortWorkflow:
         with pq.ParquetFile(self._decisions_file) as file:
             for group in range(file.num_row_groups):
                 yield file.read_row_group(group).to_pandas()
+
+    def _write_csv(self) -> None:
+        """Write the table of `write_decisions` as CSV."""
+        with atomic_path(self.output_dir / "decisions.csv") as temporary, temporary.open("w", newline="") as file:
+            for n, table in enumerate(self.decisions()):
+                table.to_csv(file, index=False, header=n == 0, float_format="%.6g", lineterminator="\n")
 
     def report(self, **about: Any) -> None:
         """Write the QC report of the table of `write_decisions`, `qc/index.html`.

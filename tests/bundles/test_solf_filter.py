@@ -366,6 +366,18 @@ def test_review_of_a_fit_is_followed_evaluated_and_improves_the_next_fit(fitted,
     assert f1["after"] > f1["before"] + 0.1
 
 
+def test_two_label_maps_of_each_person_are_compared(cohort, raw, tmp_path):
+    """The maps with errors against the correct ones: what differs much is an error."""
+    settings = {"input": str(raw), "other": str(cohort.truth[0].parent), "output_dir": str(tmp_path), "workers": 0}
+    run_bundle(BUNDLE, ["agreement.json"], min_dice=0.9, **settings)
+    decisions = pd.read_csv(tmp_path / "decisions.csv")
+    errors = cohort.errors[["case", "label", "kind"]]
+    found = decisions.merge(errors, on=["case", "label"], how="outer").set_index("decision")["kind"].notna()
+    assert found["reject"].mean() > 0.8
+    assert not found["keep"].any()
+    assert len(list(tmp_path.glob("*_consensus.nii.gz"))) == 25
+
+
 def test_rules_and_features_of_the_command_line_are_used(raw, tmp_path):
     train(raw, tmp_path, rule="mad", features=["asymmetry", "offset_x"], votes=1, mad_factor=5.0)
     thresholds = json.loads((tmp_path / "fit" / "thresholds.json").read_text())
