@@ -349,6 +349,7 @@ def test_review_of_a_fit_is_followed_evaluated_and_improves_the_next_fit(fitted,
     verdict_table(errors, decisions, "alice", cases=20).to_csv(reviewed, index=False)
     settings = {"dataset_dir": str(raw), "output_dir": str(tmp_path / "fit"), "ckpt_dir": str(tmp_path / "models")}
     settings |= {"verdicts": reviewed, "max_false_rejections": 0.03, "epsilon_percent": 5, "qc": False, "workers": 0}
+    settings["train#trainer#factors"] = {"mad": [4.0, 5.0], "iqr": [3.0]}
     run_bundle(BUNDLE, ["train.json", "tune.json"], **settings)
     table = pd.read_csv(tmp_path / "fit" / "tuning.csv")
     assert (table["false_rejections"] <= 0.03).any()

@@ -85,12 +85,15 @@ def test_best_candidate_is_fitted_to_the_whole_cohort(
     )
 
 
-def test_labels_that_cases_lack_are_named_and_left_out(cohort_dataset, trainer, errors_file, verdicts, caplog):
+def test_labels_that_cases_lack_are_named_and_left_out_and_nothing_is_measured_twice(
+    cohort_dataset, trainer, errors_file, verdicts, measured, caplog
+):
     trainer(cohort_dataset(42), known_errors=errors_file([*WRONG, ("s01", 5)])).run()
     assert "known_errors: 1 are of labels that their cases lack, which no rule can reject" in caplog.text
     table = verdicts(20)
     trainer(cohort_dataset(42), verdicts=pd.concat([table, table[:1].assign(label=5, organ="liver")])).run()
     assert "verdicts: 1 are about labels that their cases lack: s00 liver" in caplog.text
+    assert len(measured) == 42
 
 
 def test_table_is_written_even_if_all_rules_reject_too_much(cohort_dataset, trainer, errors_file, tmp_path):
