@@ -106,14 +106,15 @@ def _swapped(label: np.ndarray, value: int, rng: np.random.Generator, pairs: dic
     return [value, other]
 
 
-def _merged(label: np.ndarray, value: int, *_: object) -> list[int]:
-    """Take over the neighbour with which it shares most of its surface; the neighbour is then missing."""
+def _merged(label: np.ndarray, value: int, rng: np.random.Generator, _: object) -> list[int]:
+    """Take over a neighbour, mostly one that it encloses; the neighbour is then missing."""
     mine = label == value
     around = label[ndimage.binary_dilation(mine) & ~mine]
     touching = np.bincount(around[around > 0], minlength=1)
     if not touching.any():
         return []
-    neighbour = int(touching.argmax())
+    enclosed = touching / np.bincount(label.ravel())[: len(touching)].clip(min=1)
+    neighbour = int(rng.choice(len(touching), p=enclosed / enclosed.sum()))
     label[label == neighbour] = value
     return [value, neighbour]
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Rejected = Literal["ignore", "background", "drop_case"]
 REJECTED: tuple[Rejected, ...] = get_args(Rejected)
-_ARRAYS = ("low", "high", "quantiles", "subjects", "voting")
+_ARRAYS = ("low", "high", "quantiles", "subjects", "voting", "present_percent")
 _ABOUT_BYTES = 2048
 
 
@@ -80,6 +80,7 @@ class LabelFilter(nn.Module):
         self.register_buffer("high", bounds)
         self.register_buffer("quantiles", quantiles)
         self.register_buffer("subjects", torch.zeros(len(self.organs), dtype=torch.int64))
+        self.register_buffer("present_percent", torch.full((len(self.organs),), torch.nan, dtype=torch.float64))
         self.register_buffer("voting", torch.zeros(len(FEATURES), dtype=torch.bool))
         self.register_buffer("votes", torch.tensor(0))
         self.register_buffer("cases", torch.tensor(0))
@@ -102,7 +103,8 @@ class LabelFilter(nn.Module):
     @thresholds.setter
     def thresholds(self, fitted: Thresholds) -> None:
         for name in _ARRAYS:
-            getattr(self, name).copy_(torch.from_numpy(getattr(fitted, name)))
+            array = getattr(fitted, name)
+            getattr(self, name)[...] = torch.nan if array is None else torch.from_numpy(array)
         self.votes.fill_(fitted.votes)
         self.cases.fill_(fitted.cases)
         self.missing_percent.fill_(fitted.missing_percent)
@@ -252,6 +254,9 @@ def _contradiction(state: Mapping[str, torch.Tensor], organs: Mapping[int, str])
         return f"votes is {thresholds.votes} for {count} voting features"
     if not 0 < thresholds.missing_percent <= 100:
         return f"missing_percent is {thresholds.missing_percent}"
+    shares = thresholds.present_percent
+    if not ((shares >= 0) & (shares <= 100) | np.isnan(shares)).all():
+        return "present_percent is not from 0 to 100"
     medians, spreads = thresholds.reference or (np.zeros(1), np.ones(1))
     if np.isinf(medians).any() or not ((spreads > 0) & (spreads < np.inf) | np.isnan(spreads)).all():
         return "reference has medians that are infinite, or spreads that are not above 0"

@@ -13,7 +13,17 @@ import numpy as np
 from scripts.common.errors import InputError, raise_all
 from scripts.common.settings import setting_problems
 from scripts.solf.reference import MEASURES, RELATIVE, SIGMA_OF_MAD, Reference, fit_reference, measures, relate
-from scripts.solf.thresholds import FEATURES, INPUTS, LEVELS, SHAPE, Thresholds, case_numbers, organ_rows
+from scripts.solf.thresholds import (
+    FEATURES,
+    INPUTS,
+    LEVELS,
+    MIN_CASES,
+    SHAPE,
+    Thresholds,
+    absent_in_view,
+    case_numbers,
+    organ_rows,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,7 +93,8 @@ def fit_thresholds(
         iqr_factor: see `rule`.
         mad_factor: see `rule`.
         decile_factor: see `rule`.
-        missing_percent: organs that at least so many percent of the cases have are looked for in every case.
+        missing_percent: organs that at least so many percent of the cases have, of those whose field of view shows
+            the organ's place, are looked for in every case.
         version: of the bundle, for the record.
 
     Raises:
@@ -114,7 +125,7 @@ def fit_thresholds(
     rows = organ_rows(table, organs)
     subjects = np.bincount(rows, minlength=len(organs))
     _require_enough(subjects, needed, list(organs.values()))
-    reference, relative, cases = _reference(table, rows, organs)
+    reference, relative, cases, present_percent = _reference(table, rows, organs)
     if lacking := [name for name in features if name in RELATIVE and name not in relative]:
         raise InputError(f"features: {', '.join(lacking)} need the columns case, {', '.join(MEASURES)}; add them.")
     factors = {"percentile": epsilon_percent / 100, "iqr": iqr_factor, "mad": mad_factor, "deciles": decile_factor}
@@ -130,6 +141,7 @@ def fit_thresholds(
         voting=np.isin(FEATURES, features),
         votes=votes,
         cases=cases or int(subjects.max(initial=0)),
+        present_percent=present_percent,
         missing_percent=missing_percent,
         reference=reference,
         about={**chosen, "features": list(features), "version": version, "cohort": cohort_fingerprint(table)},
@@ -198,18 +210,22 @@ def _require_enough(subjects: np.ndarray, needed: int, names: Sequence[str]) -> 
 
 def _reference(
     table: pd.DataFrame, rows: np.ndarray, organs: Mapping[int, str]
-) -> tuple[Reference | None, dict[str, np.ndarray], int]:
-    """Return the cohort's reference, the relative features of its labels, and its number of cases.
+) -> tuple[Reference | None, dict[str, np.ndarray], int, np.ndarray]:
+    """Return the cohort's reference, the relative features of its labels, its number of cases and `present_percent`.
 
-    Of tables without the columns: no reference, no features, 0 cases.
+    Of tables without the columns: no reference, no features, 0 cases, NaN.
     """
     if not {"case", *MEASURES} <= set(table):
-        return None, {}, 0
+        return None, {}, 0, np.full(len(organs), np.nan)
     cases, case_names = case_numbers(table)
     measured = measures(table, cases, rows, len(organs))
     reference = fit_reference(measured)
-    features = relate(measured, reference).features[cases, rows]
-    return reference, {name: features[:, n] for n, name in enumerate(RELATIVE)}, len(case_names)
+    related = relate(measured, reference)
+    absent, shown = absent_in_view(table, cases, rows, related, reference)
+    showing = shown.sum(axis=0)
+    present_percent = np.where(showing >= MIN_CASES, 100 * (shown & ~absent).sum(axis=0) / showing.clip(min=1), np.nan)
+    features = {name: related.features[cases, rows, n] for n, name in enumerate(RELATIVE)}
+    return reference, features, len(case_names), present_percent
 
 
 def cohort_fingerprint(table: pd.DataFrame) -> str:

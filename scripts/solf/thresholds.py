@@ -27,7 +27,7 @@ INPUTS = tuple(dict.fromkeys(("case", "label", *MEASURED, *MEASURES, *FIELD_OF_V
 """Columns of a table that is fitted or judged."""
 
 LEVELS = np.linspace(0, 1, 201)
-MIN_CASES = 20  # of a cohort that says which organs nearly every person has
+MIN_CASES = 20  # that show an organ's place, for the share of them that has it
 _MARGIN = 2.0  # spreads of an organ's place between it and the end of the field of view
 
 
@@ -44,7 +44,9 @@ class Thresholds:
         voting: (F,), whether a feature votes.
         votes: features outside that reject a label.
         cases: number of cases of the cohort.
-        missing_percent: organs that at least so many percent of the cases have may be missing in another.
+        present_percent: (L,), of the cases whose field of view shows the organ's place, the share that has it; NaN if
+            they are less than 20, or the table of the fit had no fields of view.
+        missing_percent: organs with at least this `present_percent` may be missing in another case.
         reference: the cohort's median person; None if the table of the fit had no positions.
         about: how they were fitted: the rule and its options, the cohort's fingerprint, the version of the bundle.
     """
@@ -57,6 +59,7 @@ class Thresholds:
     voting: np.ndarray
     votes: int
     cases: int = 0
+    present_percent: np.ndarray | None = None
     missing_percent: float = 95.0
     reference: Reference | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -71,16 +74,10 @@ class Thresholds:
         """16 hexadecimal digits that differ between any two fits with different results."""
         digest = hashlib.sha256(json.dumps([sorted(self.organs.items()), sorted(self.about.items())]).encode())
         numbers = (self.votes, self.cases, self.missing_percent)
-        for array in (self.low, self.high, self.quantiles, self.subjects, self.voting, numbers, self.reference or ()):
+        arrays = (self.low, self.high, self.quantiles, self.subjects, self.voting, numbers, self.present_percent)
+        for array in (*arrays, *(self.reference or ())):
             digest.update(np.ascontiguousarray(array, dtype="<f8").tobytes())
         return digest.hexdigest()[:16]
-
-    @property
-    def expected(self) -> np.ndarray:
-        """Whether nearly every case of the cohort has the organ, (L,)."""
-        if self.cases < MIN_CASES:
-            return np.zeros(len(self.organs), dtype=bool)
-        return 100 * self.subjects >= self.missing_percent * self.cases
 
 
 def judge(table: pd.DataFrame, thresholds: Thresholds) -> pd.DataFrame:
@@ -97,7 +94,7 @@ def judge(table: pd.DataFrame, thresholds: Thresholds) -> pd.DataFrame:
         label is one voxel (NaN) counts as outside; the asymmetry of an organ without a contralateral one, and the
         relative features of an organ or person that the reference knows too little of, do not. A `missing` row, after
         the labels of its case, is an organ that nearly every case of the cohort has and that this one lacks, although
-        its place lies in the field of view; it has no features.
+        the field of view shows its place; it has no features.
 
     Raises:
         InputError: a label is not in the table of organs.
@@ -128,7 +125,10 @@ def judge(table: pd.DataFrame, thresholds: Thresholds) -> pd.DataFrame:
         reasons[row] = _reason(names, values[row], low[row], high[row], outside[row])
     decision = np.where(rejected, "reject", "keep")
     decided = pd.DataFrame({**decisions, "votes": votes, "decision": decision, "reason": reasons})
-    missing = _missing(table, cases, rows, related, thresholds)
+    absent, shown = absent_in_view(table, cases, rows, related, thresholds.reference)
+    if not absent.any() or thresholds.present_percent is None:
+        return decided
+    missing = np.argwhere(absent & shown & (thresholds.present_percent >= thresholds.missing_percent))
     return _with_missing(decided, cases, missing, case_names, thresholds) if len(missing) else decided
 
 
@@ -164,20 +164,24 @@ def _values(
     return values
 
 
-def _missing(
-    table: pd.DataFrame, cases: np.ndarray, rows: np.ndarray, related: Related | None, thresholds: Thresholds
-) -> np.ndarray:
-    """Return (case, organ) of the organs that are missing, (M, 2)."""
+def absent_in_view(
+    table: pd.DataFrame, cases: np.ndarray, rows: np.ndarray, related: Related | None, reference: Reference | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return which cases lack which organs, and whose field of view shows their places, both (N, L).
+
+    A place is shown if the image goes on for two of the organ's spreads on all sides of it. Without a reference,
+    positions or fields of view, none is.
+    """
+    shape = (int(cases.max(initial=-1)) + 1, 0 if related is None else related.features.shape[1])
     if related is None or not set(FIELD_OF_VIEW) <= set(table):
-        return np.empty((0, 2), dtype=int)
+        return np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
     first = np.unique(cases, return_index=True)[1]
     box_mm = table[list(FIELD_OF_VIEW)].to_numpy(dtype=float)[first].reshape(-1, 2, 1, 3)
-    margin_mm = _MARGIN * thresholds.reference.spreads[:, 1:]
-    places_mm = related.places_mm
-    inside = ((places_mm >= box_mm[:, 0] + margin_mm) & (places_mm <= box_mm[:, 1] - margin_mm)).all(axis=2)
-    absent = np.ones(inside.shape, dtype=bool)
+    margin_mm, places_mm = _MARGIN * reference.spreads[:, 1:], related.places_mm
+    shown = ((places_mm >= box_mm[:, 0] + margin_mm) & (places_mm <= box_mm[:, 1] - margin_mm)).all(axis=2)
+    absent = np.ones(shape, dtype=bool)
     absent[cases, rows] = False
-    return np.argwhere(absent & inside & thresholds.expected)
+    return absent, shown
 
 
 def _with_missing(
@@ -187,10 +191,12 @@ def _with_missing(
     import pandas as pd  # as in `judge`
 
     labels, organs = np.array(list(thresholds.organs)), np.array(list(thresholds.organs.values()), dtype=object)
-    shares = 100 * thresholds.subjects / thresholds.cases
     row = missing[:, 1]
     added = pd.DataFrame({"label": labels[row], "organ": organs[row], "votes": 0, "decision": "missing"})
-    added["reason"] = [f"missing; {share:.3g} % of the cohort have it" for share in shares[row]]
+    shares = thresholds.present_percent[row]
+    added["reason"] = [
+        f"missing; {share:.3g} % of the cohort have it where the image shows its place" for share in shares
+    ]
     if "case" in decided:
         added["case"] = case_names[missing[:, 0]]
     kinds = {name: kind for name, kind in decided.dtypes.items() if name in added}
