@@ -340,15 +340,18 @@ def test_evaluation_by_verdicts_scores_the_rule_alone_and_reviewers_against_each
     assert filecmp.cmp(tmp_path / "out" / name, tmp_path / "rule" / name, shallow=False), "verdicts change no map here"
 
 
-def test_review_of_a_fit_is_followed_evaluated_and_improves_the_next_fit(fitted, cohort, raw, tmp_path):
-    """The loop of a lab: clean, review, choose a rule by the verdicts, clean by it, evaluate by the verdicts."""
-    clean(raw, tmp_path / "before", fitted)
+def test_review_of_a_fit_is_followed_evaluated_and_improves_the_next_fit(cohort, raw, tmp_path):
+    """The loop of a lab: clean by the paper's rule, review, choose a rule by the verdicts, evaluate both by them."""
+    paper = {"rule": "percentile", "features": ["normalized_volume", "sphericity", "eccentricity"], "votes": 2}
+    train(raw, tmp_path / "paper", **paper)
+    clean(raw, tmp_path / "before", tmp_path / "paper")
     decisions = pd.read_csv(tmp_path / "before" / "decisions.csv")
     errors = cohort.errors[["case", "label", "kind"]]
     reviewed = str(tmp_path / "verdicts.csv")
     verdict_table(errors, decisions, "alice", cases=20).to_csv(reviewed, index=False)
     settings = {"dataset_dir": str(raw), "output_dir": str(tmp_path / "fit"), "ckpt_dir": str(tmp_path / "models")}
-    settings |= {"verdicts": reviewed, "max_false_rejections": 0.03, "epsilon_percent": 5, "qc": False, "workers": 0}
+    settings |= {"verdicts": reviewed, "max_false_rejections": 0.03, "qc": False, "workers": 0}
+    settings |= {**paper, "epsilon_percent": 5}
     settings["train#trainer#factors"] = {"mad": [4.0, 5.0], "iqr": [3.0]}
     run_bundle(BUNDLE, ["train.json", "tune.json"], **settings)
     table = pd.read_csv(tmp_path / "fit" / "tuning.csv")
@@ -359,7 +362,7 @@ def test_review_of_a_fit_is_followed_evaluated_and_improves_the_next_fit(fitted,
     assert thresholds["rule"] == chosen["rule"]
     assert set(thresholds["features"]) == set(chosen["features"].split())
     f1 = {}
-    for name, folder in (("before", fitted), ("after", tmp_path)):
+    for name, folder in (("before", tmp_path / "paper"), ("after", tmp_path)):
         settings = {"input": str(raw), "verdicts": reviewed, "output_dir": str(tmp_path / f"eval_{name}")}
         settings["ckpt_path"] = str(folder / "models" / "model.pt")
         run_bundle(BUNDLE, ["inference.json", "evaluate.json"], **settings)
