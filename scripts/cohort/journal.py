@@ -37,7 +37,8 @@ class Journal:
     A case is finished once its row is committed, at most about a second after `put`; a killed process or a power cut
     loses no more than that.
 
-    A result is valid only for the same settings and the same file: path, size and time of change to the nanosecond.
+    A result is valid only for the same settings, the same file (path, size and time of change to the nanosecond) and
+    the same other entries of the case, of which empty ones do not count.
     Times are compared for equality only, so a clock that goes backwards and files from the future do no harm. A file
     that is copied anew is processed again even if its content is the same. A file whose content changes while size and
     time stay, as `touch -r` can do, is not detected: delete the journal. The state of a file is read once, when its
@@ -145,13 +146,14 @@ class Journal:
             yield case["case"], row[1]
 
     def _stamp(self, case: Case) -> str:
-        """Return the state of the case's file and the settings as text, read once while the journal is open."""
+        """Return the state of the case's file, its entries and the settings, read once while the journal is open."""
         if case["case"] not in self._stamps:
             self._stamps[case["case"]] = self._new_stamp(case)
         return self._stamps[case["case"]]
 
     def _new_stamp(self, case: Case) -> str:
-        return json.dumps([*file_state(case["image"]), self.settings])
+        own = {key: value for key, value in case.items() if key not in ("case", "image") and value}
+        return json.dumps([*file_state(case["image"]), self.settings, *([own] if own else [])], sort_keys=True)
 
     def close(self) -> None:
         """Commit, and close the file."""

@@ -8,7 +8,8 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from difflib import get_close_matches
 from itertools import takewhile
 from pathlib import Path
 
@@ -17,6 +18,7 @@ DICOM_INDEX = "DICOMDIR"
 """File that lists the series of a CD."""
 MAX_NAME_BYTES = 200
 """File systems take 255 bytes; `_preview.png` and the like are added to the name of a case."""
+_LISTED = 20
 _RESERVED = re.compile(r"(CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(COM|LPT)[0-9¹²³]) *(\..*)?", re.IGNORECASE)
 logger = logging.getLogger(__name__)
 
@@ -57,6 +59,23 @@ def printable(path: object) -> str:
     """
     text = str(path)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names with commas between them, at most 20, for messages."""
+    more = f", and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(map(printable, names[:_LISTED])) + more
+
+
+def listed_unknown(names: Sequence[str], known: Collection[str]) -> str:
+    """Return names as `listed`, each with the most similar known one, if any is similar.
+
+    >>> listed_unknown(["persn_01", "x"], ["person_01", "person_02"])
+    'persn_01 (person_01?), x'
+    """
+    nearest = {name: get_close_matches(name, known, n=1) for name in names[:_LISTED]}
+    hints = [f"{name} ({nearest[name][0]}?)" if nearest.get(name) else name for name in names]
+    return listed(hints)
 
 
 def safe_name(name: str) -> str:

@@ -67,9 +67,10 @@ class SaveLabelMapd(SaveImaged):
         self.values = {int(class_id): int(value) for class_id, value in (renumber or {}).items()}
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Write the label maps of a case."""
+        """Write the label maps of a case; not those without a name, of volumes in memory."""
         for key in self.key_iterator(data):
-            self.write(data[key])
+            if data[key].meta.get("case") or data[key].meta.get("filename_or_obj"):
+                self.write(data[key])
         return dict(data)
 
     def write(self, label_map: MetaTensor) -> None:

@@ -9,16 +9,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from monai.data import Dataset
 
 from scripts.cohort.journal import Case
-from scripts.common.files import atomic_path
+from scripts.common.files import write_json
 from scripts.common.fingerprint import file_state
 from scripts.models.weights import load_weights
 from scripts.solf.filter import LabelFilter, clean_case
 from scripts.solf.measuring import Transform
 from scripts.solf.tables import unpack_features
+from scripts.solf.thresholds import readable, summary
+from scripts.solf.verdicts import consensus, warn_of_absent
 from scripts.solf.workflow import CohortWorkflow
 
 logger = logging.getLogger(__name__)
@@ -31,13 +34,15 @@ class CohortCleaner(CohortWorkflow):
     """Clean every label map of a cohort, on all cores or a cluster.
 
     Writes the same label maps as the bundle's evaluator, `decisions.csv` and `decisions.parquet` (a row per case and
-    label), `failed.csv` if cases failed, which then have no label map, and, if wanted, the QC report.
+    label), `thresholds.json`, `failed.csv` if cases failed, which then have no label map, and, if wanted, the QC
+    report.
 
     Args:
         network: the label filter; its weights are loaded here.
         dataset: cases and the transforms that end in `scripts.solf.transforms.ShapeFeaturesd`.
         postprocessing: writes `pred` as `<case>_cleaned.nii.gz`.
         ckpt_path: file of the fitted filter.
+        verdicts: of `scripts.solf.verdicts.read_verdicts`, the same that `add_verdicts` added to the cases.
         qc: whether to write the report.
         options: as `CohortWorkflow`.
     """
@@ -49,11 +54,13 @@ class CohortCleaner(CohortWorkflow):
         dataset: Dataset,
         postprocessing: Transform,
         ckpt_path: str | Path,
+        verdicts: pd.DataFrame | None = None,
         qc: bool | str = False,
         **options: Any,
     ) -> None:
         super().__init__(network=network, dataset=dataset, qc=qc, **options)
         self.postprocessing, self.ckpt_path = postprocessing, Path(ckpt_path)
+        self.verdicts = None if verdicts is None else consensus(verdicts)
 
     def process(self) -> None:
         """Clean and write.
@@ -62,6 +69,8 @@ class CohortCleaner(CohortWorkflow):
             InputError: the weights are not those of a fitted filter with this label table, or no case was cleaned.
         """
         load_weights(self.network, self.ckpt_path)
+        logger.info("%s: %s", self.ckpt_path, summary(self.network.thresholds))
+        write_json(self.output_dir / "thresholds.json", readable(self.network.thresholds))
         light = _without_quantiles(self.network)
         task = partial(clean_case, transform=self.transform, network=light, postprocessing=self.postprocessing)
         depends_on = [clean_case, light, type(self.postprocessing)]
@@ -73,15 +82,17 @@ class CohortCleaner(CohortWorkflow):
                 self._remove_stale(states)
         counts = self.write_decisions()
         self._write_csv()
-        summary = ", ".join(f"{count} {decision}" for decision, count in sorted(counts.items()))
-        logger.info("labels: %s; wrote %s", summary, self.output_dir / "decisions.csv")
+        if self.verdicts is not None:
+            warn_of_absent(self.verdicts, self.decisions())
+        numbers = ", ".join(f"{count} {decision}" for decision, count in sorted(counts.items()))
+        logger.info("labels: %s; wrote %s", numbers, self.output_dir / "decisions.csv")
         labels = counts.total() - counts["missing"]
         if counts["reject"] > _SUSPICIOUS_SHARE * labels:
             share = 100 * counts["reject"] / labels
             question = "were the thresholds fitted to maps of the same labels and field of view?"
             logger.warning("%.0f %% of all labels were rejected: %s", share, question)
         if self.qc:
-            self.report(subjects=int(self.network.subjects.max()))
+            self.report()
 
     def _is_written(self, case: Case) -> bool:
         """Return whether a case's cleaned map still exists, or the case is dropped and has none."""
@@ -90,7 +101,7 @@ class CohortCleaner(CohortWorkflow):
         if self.network.rejected != "drop_case":
             return False
         [(_, payload)] = self._journal.payloads([case])
-        return (self.network.decide(unpack_features(payload))["decision"] == "drop").any()
+        return (self.network.decide(unpack_features(payload), case.get("verdicts", ""))["decision"] == "drop").any()
 
     def _remove_stale(self, states: Mapping[str, list[Any]]) -> None:
         """Remove the maps of cases that failed now, and of an earlier run's whose file is gone; log what was removed.
@@ -119,11 +130,6 @@ class CohortCleaner(CohortWorkflow):
 
     def _cleaned(self, name: str) -> Path:
         return self.output_dir / f"{name}_cleaned.nii.gz"
-
-    def _write_csv(self) -> None:
-        with atomic_path(self.output_dir / "decisions.csv") as temporary, temporary.open("w", newline="") as file:
-            for n, table in enumerate(self.decisions()):
-                table.to_csv(file, index=False, header=n == 0, float_format="%.6g", lineterminator="\n")
 
 
 def _name_cases(message: str, names: Iterable[str]) -> None:

@@ -1,4 +1,4 @@
-"""Evaluation of the filter against manual labels and against a list of known errors."""
+"""Evaluation of the filter against manual labels, a list of known errors and verdicts of reviewers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from scripts.common.errors import InputError
 from scripts.common.files import write_table
 from scripts.common.grids import check_same_grid
 from scripts.common.names import stem
-from scripts.common.organs import IDS_OF_NAMES
 from scripts.common.ranks import is_rank0
 from scripts.inference.case_handler import (
     CaseHandler,
@@ -29,8 +28,11 @@ from scripts.inference.case_handler import (
 )
 from scripts.solf.filter import LabelFilter
 from scripts.solf.inputs import list_label_maps
-from scripts.solf.tables import IGNORE
+from scripts.solf.known_errors import check_cases, error_rates, rates, read_errors, with_errors
+from scripts.solf.reviewers import agreement, conflicts
+from scripts.solf.verdicts import KEY, consensus, warn_of_absent
 
+_METRICS = ("precision", "recall", "f1", "false_rejection_rate")
 logger = logging.getLogger(__name__)
 
 
@@ -67,24 +69,31 @@ def paired_cases(
 
 
 class FilterScores(CaseHandler):
-    """Score the decisions of a filter that an evaluator runs.
+    """Score the decisions of a filter that an evaluator runs; verdicts do not change these.
 
     After each epoch rank 0 writes `scores.csv`, a row per case and label with its decision, its Dice with the manual
-    label, if there is one, and whether it is a known error; `summary.csv`, a row per organ; and, given known errors,
-    `errors.csv`, precision, recall and F1 of all errors and recall of each kind. The engine's metrics get `dice_raw`,
-    the mean over all labels, `dice_kept`, over the labels that the filter keeps, as in the paper, `dice_background`,
-    with rejected labels counted as 0, and `precision`, `recall` and `f1`.
+    label, if there is one, the kind of known error and the verdict; `summary.csv`, a row per organ; given known errors
+    or verdicts, `errors.csv`, what `scripts.solf.known_errors.error_rates` gives, and a row `verdicts`, in which
+    labels that reviewers reject are wrong, those that they accept right, and others do not count; and given several
+    reviewers `agreement.csv` and `conflicts.csv`, see `scripts.solf.reviewers`. A known error whose label is absent is
+    found if the filter reports the organ as `missing`; if not, its decision is `absent`.
+
+    The engine's metrics get `dice_raw`, the mean over all labels, `dice_kept`, over the labels that the filter keeps,
+    as in the paper, `dice_background`, with rejected labels counted as 0, and `precision`, `recall`, `f1` and
+    `false_rejection_rate`, those by verdicts with `verdicts_` before the name.
 
     Args:
         output_dir: folder of the tables.
         network: the filter, with its thresholds loaded when the engine runs.
-        known_errors: CSV with `case`, and `label` (id) or `organ` (name), perhaps `kind`, of the labels that should be
-            rejected; "" for none.
+        known_errors: CSV of the labels that should be rejected, see `scripts.solf.known_errors.read_errors`; "" for
+            none. All other labels of the cases are taken as right.
+        verdicts: of `scripts.solf.verdicts.read_verdicts`; None for none.
         image_key: the label map before the filter, (1, X, Y, Z).
         label_key: the manual label map on the same grid, if the case has one.
 
     Raises:
-        InputError: the list of errors is refused, none of its cases is evaluated, or a manual map has another grid.
+        InputError: the list of errors is refused, none of its cases, or none of the verdicts', is evaluated, or a
+            manual map has another grid.
     """
 
     event = IterationEvents.MODEL_COMPLETED  # what fails here fails the case
@@ -95,12 +104,14 @@ class FilterScores(CaseHandler):
         network: LabelFilter,
         *,
         known_errors: str | Path = "",
+        verdicts: pd.DataFrame | None = None,
         image_key: str = "image",
         label_key: str = "label",
     ) -> None:
         super().__init__()
         self.output_dir, self.network = Path(output_dir), network
-        self.errors = read_errors(known_errors) if known_errors else None
+        self.errors = read_errors(known_errors, network.organs) if known_errors else None
+        self.verdicts = verdicts
         self.image_key, self.label_key = image_key, label_key
 
     def attach(self, engine: Engine) -> None:
@@ -109,21 +120,24 @@ class FilterScores(CaseHandler):
         super().attach(engine)
 
     def _check_cases(self, engine: Engine) -> None:
-        """Refuse known errors of other cases than those that will be scored."""
+        """Refuse known errors and verdicts about other cases than those that will be scored."""
         cases = {case["case"] for case in engine.state.dataloader.dataset.data}
-        if self.errors is not None and not cases & set(self.errors["case"]):
-            raise InputError(
-                f"known_errors: none of its cases, such as {next(iter(self.errors['case']), None)!r}, is one of the "
-                f"{len(cases)} that are evaluated, such as {min(cases)!r}; correct the names."
-            )
+        for setting, table in (("known_errors", self.errors), ("verdicts", self.verdicts)):
+            if table is not None:
+                check_cases(table["case"].unique(), cases, setting=setting)
 
     def __call__(self, engine: Engine) -> None:
         """Score the cases of one iteration."""
         for item, _ in decollated(engine):
             case = case_name(item)
             decisions = self.network.decide(item["features"].cpu().numpy())
-            rows = decisions.assign(case=case, dice=decisions["label"].map(self._dice(item, case)))
-            record_case(self._cases, case, source=source_path(item, key=self.image_key), value=rows)
+            dice = decisions["label"].map(self._dice(item, case)).where(decisions["decision"] != "missing")
+            record_case(
+                self._cases,
+                case,
+                source=source_path(item, key=self.image_key),
+                value=decisions.assign(case=case, dice=dice),
+            )
 
     def _dice(self, item: Mapping[str, Any], case: str) -> dict[int, float]:
         """Return the Dice of each label with the manual one; empty without a manual label map."""
@@ -135,25 +149,41 @@ class FilterScores(CaseHandler):
 
     def _finish(self, engine: Engine) -> None:
         """Gather the decisions of all ranks, write the tables and set the metrics."""
-        tables = [rows for _, rows in gather_cases(self._cases).values()]
-        if not tables:
+        found = [rows for _, rows in gather_cases(self._cases).values()]
+        if not found:
             return
-        scores = pd.concat(tables, ignore_index=True)
+        scores = pd.concat(found, ignore_index=True)
         scores.insert(0, "case", scores.pop("case"))
         metrics = _dice_means(scores)
-        if self.errors is not None:
-            scores = scores.merge(self.errors, on=["case", "label"], how="left")
-            if missing := len(self.errors) - int(scores["kind"].notna().sum()):
-                logger.warning("known_errors: %d of %d are not among the scored labels", missing, len(self.errors))
-            by_kind = error_rates(scores)
-            metrics |= by_kind.set_index("kind").loc["all", ["precision", "recall", "f1"]].to_dict()
+        scores, tables = self._compared(scores)
+        for row in tables["errors"].to_dict("records") if "errors" in tables else ():
+            prefix = {"all": "", "verdicts": "verdicts_"}.get(row["kind"])
+            metrics |= {f"{prefix}{name}": row[name] for name in _METRICS if prefix is not None}
         engine.state.metrics.update(metrics)
         if is_rank0():
-            write_table(scores, self.output_dir / "scores.csv")
-            write_table(_summary(scores), self.output_dir / "summary.csv")
-            if self.errors is not None:
-                write_table(by_kind, self.output_dir / "errors.csv")
+            tables |= {"scores": scores, "summary": _summary(scores)}
+            for name in ("scores", "summary", "errors", "agreement", "conflicts"):
+                path = self.output_dir / f"{name}.csv"
+                path.unlink(missing_ok=True)  # of an earlier evaluation
+                if name in tables:
+                    write_table(tables[name], path)
             logger.info("%s", ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
+
+    def _compared(self, scores: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
+        """Return the scores with known errors and verdicts, and the tables of the comparison by name."""
+        tables, rows = {}, []
+        if self.errors is not None:
+            scores = with_errors(scores, self.errors, self.network.organs)
+            rows.append(error_rates(scores))
+        if self.verdicts is not None:
+            merged = consensus(self.verdicts)
+            scores = scores.merge(merged[[*KEY, "verdict"]], on=KEY, how="left").fillna({"verdict": ""})
+            warn_of_absent(merged, [scores])
+            judged = scores[(scores["verdict"] != "") & ~scores["decision"].isin(["missing", "absent"])]
+            rows.append(pd.DataFrame([{"kind": "verdicts", **rates(judged, judged["verdict"] == "reject")}]))
+            if self.verdicts["reviewer"].nunique() > 1:
+                tables = {"agreement": agreement(self.verdicts), "conflicts": conflicts(self.verdicts)}
+        return scores, tables | ({"errors": pd.concat(rows, ignore_index=True)} if rows else {})
 
 
 def label_dice(label: np.ndarray, truth: np.ndarray) -> dict[int, float]:
@@ -163,58 +193,6 @@ def label_dice(label: np.ndarray, truth: np.ndarray) -> dict[int, float]:
     both = true - np.bincount(truth[differs], minlength=n)
     own = both + np.bincount(label[differs], minlength=n)
     return {int(k): float(2 * both[k] / (own[k] + true[k])) for k in np.flatnonzero(own + true) if k}
-
-
-def read_errors(path: str | Path) -> pd.DataFrame:
-    """Read a list of known errors: `case`, `label` and `kind` ("error" where the file has none).
-
-    Raises:
-        InputError: the file cannot be read or lacks a column, or a row is not a case with a label.
-    """
-    try:
-        with Path(path).open(encoding="utf-8-sig", newline="") as file:
-            table = pd.read_csv(file, dtype=str, keep_default_na=False)
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); give a CSV with case and label.") from error
-    if "case" not in table or not {"label", "organ"} & set(table):
-        raise InputError(f"{path}: has the columns {', '.join(table)}; give case, and label or organ.")
-    labels = table["label"] if "label" in table else table["organ"].map(IDS_OF_NAMES)
-    labels = pd.to_numeric(labels, errors="coerce")
-    kinds = table["kind"].replace("", "error") if "kind" in table else "error"
-    errors = table.assign(label=labels, kind=kinds)[["case", "label", "kind"]].drop_duplicates()
-    checks = {
-        "has no case": errors["case"] == "",
-        "has neither a label from 1 to 254 nor the name of an organ": ~errors["label"].isin(range(1, IGNORE)),
-        'has the kind "all", which stands for all kinds in the results': errors["kind"] == "all",
-    }
-    for problem, bad in checks.items():
-        if bad.any():
-            raise InputError(f'{path}: the row "{",".join(table.loc[bad.idxmax()])}" {problem}; correct it.')
-    if count := int(errors.duplicated(["case", "label"]).sum()):
-        logger.warning("%s: %d labels have more than one kind of error; the first is used", path, count)
-    return errors.drop_duplicates(["case", "label"]).astype({"label": int})
-
-
-def error_rates(scores: pd.DataFrame) -> pd.DataFrame:
-    """Compare decisions with known errors.
-
-    Args:
-        scores: a row per label, with `decision`, and the `kind` of its error, NaN for a correct label.
-
-    Returns:
-        A row per kind of error, then `all`: `labels` with the error, `rejected` of them, `recall`; for `all` also
-        `false_rejections`, `precision` and `f1` (0 if nothing was rejected).
-    """
-    rejected, wrong = scores["decision"] != "keep", scores["kind"].notna()
-    kinds = scores[wrong].assign(rejected=rejected).groupby("kind")["rejected"].agg(labels="size", rejected="sum")
-    kinds.loc["all"] = kinds.sum()
-    kinds["recall"] = kinds["rejected"] / kinds["labels"].clip(lower=1)
-    hits, false = kinds.loc["all", "rejected"], int((rejected & ~wrong).sum())
-    precision, recall = hits / max(hits + false, 1), kinds.loc["all", "recall"]
-    kinds.loc["all", "false_rejections"] = false
-    kinds.loc["all", "precision"] = precision
-    kinds.loc["all", "f1"] = 2 * precision * recall / max(precision + recall, 1e-12)
-    return kinds.reset_index()
 
 
 def _dice_means(scores: pd.DataFrame) -> dict[str, float]:
@@ -230,13 +208,14 @@ def _dice_means(scores: pd.DataFrame) -> dict[str, float]:
 
 
 def _summary(scores: pd.DataFrame) -> pd.DataFrame:
-    kept = scores["decision"] == "keep"
+    kept, is_label = scores["decision"] == "keep", ~scores["decision"].isin(["missing", "absent"])
     columns = {
-        "labels": scores["decision"],
-        "rejected": ~kept,
+        "labels": is_label,
+        "rejected": is_label & ~kept,
+        "missing": scores["decision"] == "missing",
         "dice_raw": scores["dice"],
         "dice_kept": scores["dice"].where(kept),
         "dice_background": scores["dice"].where(kept | scores["dice"].isna(), 0),
     }
-    how = {name: "size" if name == "labels" else "sum" if name == "rejected" else "mean" for name in columns}
+    how = {name: "mean" if name.startswith("dice") else "sum" for name in columns}
     return scores[["label", "organ"]].assign(**columns).groupby(["label", "organ"]).agg(how).reset_index()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, product
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from scripts.common.errors import InputError
 from scripts.solf.marching_cubes import area_table, volume_table
 from scripts.solf.runs import LabelCounts, count_labels
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MAX_LABEL = np.iinfo(np.uint16).max
 MAX_SHEAR_DEGREES = 0.1  # float32 headers and quaternions leave less than a thousandth of it
@@ -19,6 +22,20 @@ _VOXEL = ("i", "j", "k")
 
 
 def label_shape_features(label: np.ndarray, affine: np.ndarray) -> pd.DataFrame:
+    """Return the `shape_columns` of a label map as a table.
+
+    >>> label = np.zeros((9, 9, 9), np.uint8)
+    >>> label[2:6, 3:5, 4:8] = 7
+    >>> label_shape_features(label, np.diag([2.0, 2.0, 3.0, 1.0]))[["label", "volume_mm3", "components"]]
+       label  volume_mm3  components
+    0      7       384.0           1
+    """
+    import pandas as pd  # here, as programs that clean a label map may lack it
+
+    return pd.DataFrame(shape_columns(label, affine))
+
+
+def shape_columns(label: np.ndarray, affine: np.ndarray) -> dict[str, np.ndarray]:
     """Measure the shape of every label but the background 0.
 
     Args:
@@ -27,14 +44,15 @@ def label_shape_features(label: np.ndarray, affine: np.ndarray) -> pd.DataFrame:
         affine: voxel indices to mm; may be oblique, mirrored and anisotropic.
 
     Returns:
-        A row per label, by ascending label; no rows for an empty map. The columns are
+        Columns with an entry per label, by ascending label; empty ones for an empty map. They are
         `label`; `voxel_count`; `volume_mm3`, the voxels' volume; `mesh_volume_mm3` and `surface_area_mm2`, of the
         marching-cubes mesh at 0.5 with zeros around the map; `sphericity`, pi^(1/3) (6 V)^(2/3) / A of that mesh;
         `eccentricity`, sqrt(1 - least / major) of the eigenvalues of the voxel positions' covariance; `elongation` and
         `flatness`, sqrt(minor / major) and sqrt(least / major); `major_axis_mm`, `minor_axis_mm` and `least_axis_mm`,
         4 sqrt(eigenvalue); `centroid_x_mm` to `centroid_z_mm`; the bounding box as slices of the array, `i_start` to
         `k_stop`; `touches_border`, of the map; `components` that touch by face, edge or corner;
-        `normalized_volume`, `volume_mm3` over that of the body, the union of all labels.
+        `normalized_volume`, `volume_mm3` over that of the body, the union of all labels; `fov_x_min_mm` to
+        `fov_z_max_mm`, the box around the map's voxel centres along the patient's axes, the same for all labels.
         A label of one voxel has axes of 0 mm, and no `eccentricity`, `elongation` and `flatness` (NaN).
 
     Shape:
@@ -48,12 +66,6 @@ def label_shape_features(label: np.ndarray, affine: np.ndarray) -> pd.DataFrame:
         IBSI reference manual (arXiv 1612.07003), section 3.1, whose covariance divides by the voxels less one; UKBOB
         (arXiv 2504.06908) for normalized volume and eccentricity. UKBOB does not say which volume its sphericity
         takes: here it is the mesh's, as in IBSI, since the voxels' with the mesh's area can exceed 1.
-
-    >>> label = np.zeros((9, 9, 9), np.uint8)
-    >>> label[2:6, 3:5, 4:8] = 7
-    >>> label_shape_features(label, np.diag([2.0, 2.0, 3.0, 1.0]))[["label", "volume_mm3", "components"]]
-       label  volume_mm3  components
-    0      7       384.0           1
     """
     volume = _unsigned(np.asarray(label))
     axes_mm, origin_mm = _grid(np.asarray(affine, dtype=float))
@@ -63,13 +75,13 @@ def label_shape_features(label: np.ndarray, affine: np.ndarray) -> pd.DataFrame:
     columns |= _axes(counts, axes_mm=axes_mm, origin_mm=origin_mm)
     columns |= _box(counts, shape=volume.shape)
     columns |= {"components": counts.components, "normalized_volume": counts.voxels / counts.voxels.sum()}
-    return pd.DataFrame(columns)
+    return columns | _field_of_view(counts, shape=volume.shape, axes_mm=axes_mm, origin_mm=origin_mm)
 
 
 def compile_features() -> None:
     """Compile the code that measures label maps into numba's cache, before many processes need it."""
     for dtype in (np.uint8, np.uint16):
-        label_shape_features(np.ones((2, 2, 2), dtype), np.eye(4))
+        shape_columns(np.ones((2, 2, 2), dtype), np.eye(4))
 
 
 def _unsigned(label: np.ndarray) -> np.ndarray:
@@ -155,3 +167,16 @@ def _box(counts: LabelCounts, *, shape: Sequence[int]) -> dict[str, np.ndarray]:
     columns |= {f"{name}_stop": boxes[:, axis, 1] for axis, name in enumerate(_VOXEL)}
     columns["touches_border"] = ((boxes[:, :, 0] == 0) | (boxes[:, :, 1] == shape)).any(axis=1)
     return columns
+
+
+def _field_of_view(
+    counts: LabelCounts, *, shape: Sequence[int], axes_mm: np.ndarray, origin_mm: np.ndarray
+) -> dict[str, np.ndarray]:
+    corners = np.array(list(product(*[(0, n - 1) for n in shape])))
+    corners_mm = corners @ axes_mm.T + origin_mm
+    ends_mm = {"min": corners_mm.min(axis=0), "max": corners_mm.max(axis=0)}
+    return {
+        f"fov_{name}_{end}_mm": np.full(len(counts.labels), mm[axis])
+        for axis, name in enumerate(_WORLD)
+        for end, mm in ends_mm.items()
+    }

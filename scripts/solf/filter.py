@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,21 +18,25 @@ from scripts.common.organs import contralateral_labels
 from scripts.common.settings import setting_problems
 from scripts.solf.lookup import replace_labels
 from scripts.solf.measuring import Transform, case_features
+from scripts.solf.reference import RELATIVE, Reference
 from scripts.solf.tables import IGNORE, feature_table, pack_features, read_label_table
 from scripts.solf.thresholds import FEATURES, LEVELS, Thresholds, judge
+from scripts.solf.verdicts import overruled, verdicts_of_case
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Rejected = Literal["ignore", "background", "drop_case"]
 REJECTED: tuple[Rejected, ...] = get_args(Rejected)
-_ARRAYS = ("low", "high", "quantiles", "subjects", "voting")
+_ARRAYS = ("low", "high", "quantiles", "subjects", "voting", "present_percent")
+_ABOUT_BYTES = 2048
 
 
 class LabelFilter(nn.Module):
     """Reject the labels of a map whose features lie outside thresholds.
 
-    Its buffers are the thresholds, which `scripts.solf.training.FilterTrainer` fits.
+    Its buffers are the thresholds, which `scripts.solf.training.FilterTrainer` fits, the label table, and how they were
+    fitted; texts are JSON in UTF-8, padded with spaces.
 
     Args:
         label_table: JSON file of label id to name; "" for the 72 organs of `scripts.common.organs`.
@@ -83,13 +86,19 @@ class LabelFilter(nn.Module):
         self.rejected, self.drop_share, self.ignore_id = rejected, drop_share, ignore_id
         bounds = torch.full((len(self.organs), len(FEATURES)), torch.inf, dtype=torch.float64)
         quantiles = torch.full((len(LEVELS), *bounds.shape), torch.nan, dtype=torch.float64)
-        self.register_buffer("table_id", torch.tensor(_table_id(self.organs)))
+        self.register_buffer("table", _bytes(sorted(self.organs.items())))
         self.register_buffer("low", -bounds)
         self.register_buffer("high", bounds)
         self.register_buffer("quantiles", quantiles)
         self.register_buffer("subjects", torch.zeros(len(self.organs), dtype=torch.int64))
+        self.register_buffer("present_percent", torch.full((len(self.organs),), torch.nan, dtype=torch.float64))
         self.register_buffer("voting", torch.zeros(len(FEATURES), dtype=torch.bool))
         self.register_buffer("votes", torch.tensor(0))
+        self.register_buffer("cases", torch.tensor(0))
+        self.register_buffer("missing_percent", torch.tensor(95.0, dtype=torch.float64))
+        reference = torch.full((2, len(self.organs), len(RELATIVE)), torch.nan, dtype=torch.float64)
+        self.register_buffer("reference", reference)
+        self.register_buffer("about", _bytes({}, length=_ABOUT_BYTES))
 
     @property
     def thresholds(self) -> Thresholds:
@@ -98,16 +107,21 @@ class LabelFilter(nn.Module):
         Raises:
             InputError: it was not fitted.
         """
-        arrays = {name: getattr(self, name).cpu().numpy() for name in _ARRAYS}
-        if not arrays["voting"].any():
+        if not self.voting.any():
             raise InputError("the label filter has no thresholds yet: fit it, or load the model.pt of a fit.")
-        return Thresholds(organs=self.organs, votes=int(self.votes), **arrays)
+        return _thresholds(dict(self.named_buffers()), self.organs)
 
     @thresholds.setter
     def thresholds(self, fitted: Thresholds) -> None:
         for name in _ARRAYS:
-            getattr(self, name).copy_(torch.from_numpy(getattr(fitted, name)))
+            array = getattr(fitted, name)
+            getattr(self, name)[...] = torch.nan if array is None else torch.from_numpy(array)
         self.votes.fill_(fitted.votes)
+        self.cases.fill_(fitted.cases)
+        self.missing_percent.fill_(fitted.missing_percent)
+        reference = torch.nan if fitted.reference is None else torch.from_numpy(np.stack(fitted.reference))
+        self.reference[...] = reference
+        self.about.copy_(_bytes(dict(fitted.about), length=_ABOUT_BYTES))
 
     def refuse_state(self, state: Mapping[str, torch.Tensor], path: str | Path) -> None:
         """Refuse thresholds that no fit with this label table gives; `scripts.models.weights` asks before loading.
@@ -115,7 +129,9 @@ class LabelFilter(nn.Module):
         Raises:
             InputError: the tables differ, there are no thresholds, or their values contradict each other.
         """
-        if "table_id" in state and state["table_id"].tolist() != self.table_id.item():
+        if "table_id" in state:
+            raise InputError(f"{path}: was fitted by a version before 0.4.0; fit again with this one.")
+        if "table" in state and not torch.equal(state["table"], self.table):
             raise InputError(
                 f"{path}: its thresholds were fitted with another label table than these {len(self.organs)} labels; "
                 "set label_table to that of the fit, or fit with this one."
@@ -123,30 +139,34 @@ class LabelFilter(nn.Module):
         for key, own in self.state_dict().items():
             if key not in state or (state[key].shape, state[key].dtype) != (own.shape, own.dtype):
                 return  # named by `scripts.models.weights`
-        arrays = {name: state[name].detach().numpy() for name in (*_ARRAYS, "votes")}
-        if problem := _contradiction(Thresholds(organs=self.organs, **arrays)):
+        if problem := _contradiction(state, self.organs):
             raise InputError(
                 f"{path}: not the thresholds of a fit: {problem}; give the model.pt of a fit, or fit again."
             )
 
-    def decide(self, features: np.ndarray) -> pd.DataFrame:
+    def decide(self, features: np.ndarray, verdicts: str = "") -> pd.DataFrame:
         """Decide about the labels of one case.
 
         Args:
             features: (L, C) of `scripts.solf.measuring.case_features`.
+            verdicts: of people, as `scripts.solf.verdicts.add_verdicts` gives them; they stand above the thresholds.
 
         Returns:
             See `scripts.solf.thresholds.judge`; `drop` for the other labels of a dropped case.
         """
-        return self.with_drops(judge(feature_table(features, self.organs), self.thresholds))
+        decisions = judge(feature_table(features, self.organs), self.thresholds)
+        if verdicts:
+            by_people = decisions["label"].map(verdicts_of_case(verdicts))
+            decisions = decisions.assign(decision=overruled(decisions["decision"], by_people))
+        return self.with_drops(decisions)
 
     def with_drops(self, decisions: pd.DataFrame) -> pd.DataFrame:
         """Drop cases of which more than `drop_share` is rejected, if `rejected` is `drop_case`."""
         if self.rejected != "drop_case":
             return decisions
         cases = decisions["case"] if "case" in decisions else np.zeros(len(decisions))
-        rejected = (decisions["decision"] == "reject").where(decisions["decision"] != "missing")
-        shares = rejected.astype(float).groupby(cases).transform("mean")  # of the labels that are there
+        labels = decisions["decision"] != "missing"
+        shares = (decisions["decision"] == "reject").where(labels).groupby(cases).transform("mean")
         drops = (shares > self.drop_share) & (decisions["decision"] == "keep")
         reasons = shares.map("{:.0%} of the case's labels are rejected".format)
         columns = {
@@ -155,12 +175,15 @@ class LabelFilter(nn.Module):
         }
         return decisions.assign(**columns)
 
-    def forward(self, label: torch.Tensor, features: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, label: torch.Tensor, features: torch.Tensor | None = None, verdicts: Sequence[str] | None = None
+    ) -> torch.Tensor:
         """Clean label maps.
 
         Args:
             label: (B, 1, X, Y, Z); a MetaTensor's affine gives mm; without one, voxels are taken as 1 mm.
             features: (B, L, C) of `scripts.solf.measuring.case_features`, if they are known already.
+            verdicts: B texts of `scripts.solf.verdicts.add_verdicts`, if people reviewed the maps.
 
         Returns:
             The cleaned maps, of the type of `label`.
@@ -181,18 +204,19 @@ class LabelFilter(nn.Module):
                 known = features is not None
                 options = {"ignore_id": self.ignore_id}
                 own = features[n].cpu().numpy() if known else case_features(array, affines[n], self.organs, **options)
-                array = self.clean(array, own)
+                array = self.clean(array, own, verdicts[n] if verdicts else "")
             cleaned[n, 0] = torch.from_numpy(array).to(label.dtype)
         return cleaned
 
-    def clean(self, label: np.ndarray, features: np.ndarray) -> np.ndarray:
+    def clean(self, label: np.ndarray, features: np.ndarray, verdicts: str = "") -> np.ndarray:
         """Clean one label map.
 
         Args:
             label: (X, Y, Z), uint8 or uint16, of which `ignore_id` must be a value; not changed.
             features: (L, C) of `scripts.solf.measuring.case_features`.
+            verdicts: of reviewers about the case, see `decide`.
         """
-        decisions = self.decide(features)
+        decisions = self.decide(features, verdicts)
         values = np.arange(np.iinfo(label.dtype).max + 1, dtype=label.dtype)
         rejected = decisions.loc[decisions["decision"] == "reject", "label"].to_numpy()
         values[rejected] = 0 if self.rejected == "background" else self.ignore_id
@@ -207,7 +231,8 @@ def clean_case(
     """Read, measure, clean and write the label map of a case, and return its packed features."""
     item = transform(case)
     image, features = item["image"], item["features"].numpy()
-    cleaned = network.clean(image.as_tensor()[0].numpy(), features)  # without the copies of a forward pass
+    array = image.as_tensor()[0].numpy()
+    cleaned = network.clean(array, features, item.get("verdicts", ""))  # without the copies of a forward pass
     pred = MetaTensor(torch.from_numpy(cleaned)[None], meta=image.meta)
     postprocessing({**item, "pred": pred})
     return pack_features(features, image.meta["sources"])
@@ -221,19 +246,62 @@ def _unsigned(label: np.ndarray, ignore_id: int) -> np.ndarray:
     return label.astype(np.min_scalar_type(max(int(high), ignore_id)), copy=False)
 
 
-def _table_id(organs: Mapping[int, str]) -> int:
-    """Return a checksum of a label table; part of the weights, so it must not depend on installed versions."""
-    return zlib.crc32(json.dumps(sorted(organs.items())).encode())
+def _bytes(content: Any, *, length: int = 0) -> torch.Tensor:
+    """Return plain values as JSON, uint8; part of the weights, so it must not depend on installed versions.
+
+    Raises:
+        InputError: it is longer than `length`.
+    """
+    text = json.dumps(content, sort_keys=True).encode()
+    if length and len(text) > length:
+        raise InputError(f"the settings of the fit take {len(text)} bytes: give shorter ones, at most {length}.")
+    return torch.tensor(list(text.ljust(length)), dtype=torch.uint8)
 
 
-def _contradiction(thresholds: Thresholds) -> str:
-    """Describe why thresholds cannot be those of a fit; "" if they can."""
+def _thresholds(buffers: Mapping[str, torch.Tensor], organs: Mapping[int, str]) -> Thresholds:
+    """Return the thresholds in buffers.
+
+    Raises:
+        ValueError: `about` is not JSON of an object.
+    """
+    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in buffers.items()}
+    about = json.loads(arrays["about"].tobytes())
+    if not isinstance(about, dict):
+        raise ValueError("not an object")
+    return Thresholds(
+        organs=organs,
+        **{name: arrays[name] for name in _ARRAYS},
+        votes=int(arrays["votes"]),
+        cases=int(arrays["cases"]),
+        missing_percent=float(arrays["missing_percent"]),
+        reference=None if np.isnan(arrays["reference"]).all() else Reference(*arrays["reference"]),
+        about=about,
+    )
+
+
+def _contradiction(state: Mapping[str, torch.Tensor], organs: Mapping[int, str]) -> str:
+    """Describe why weights cannot be those of a fit; "" if they can."""
+    try:
+        thresholds = _thresholds(state, organs)
+    except (ValueError, RecursionError):
+        return "about is not the JSON of a fit"
     low, high, quantiles, count = thresholds.low, thresholds.high, thresholds.quantiles, thresholds.voting.sum()
     if not 1 <= thresholds.votes <= count:
         return f"votes is {thresholds.votes} for {count} voting features"
+    if not 0 < thresholds.missing_percent <= 100:
+        return f"missing_percent is {thresholds.missing_percent}"
+    shares = thresholds.present_percent
+    if not ((shares >= 0) & (shares <= 100) | np.isnan(shares)).all():
+        return "present_percent is not from 0 to 100"
+    medians, spreads = thresholds.reference or (np.zeros(1), np.ones(1))
+    if np.isinf(medians).any() or not ((spreads > 0) & (spreads < np.inf) | np.isnan(spreads)).all():
+        return "reference has medians that are infinite, or spreads that are not above 0"
     known, lower, upper = ~np.isnan(quantiles), quantiles[:-1], quantiles[1:]
     checks = {
         "subjects is negative": np.broadcast_to(thresholds.subjects[:, None] < 0, low.shape),
+        "subjects is above the number of cases": np.broadcast_to(
+            thresholds.subjects[:, None] > thresholds.cases, low.shape
+        ),
         "low or high is NaN": np.isnan(low) | np.isnan(high),
         "low is above high": (low > high) | (low == np.inf) | (high == -np.inf),
         "quantiles are infinite": np.isinf(quantiles).any(axis=0),
@@ -243,5 +311,5 @@ def _contradiction(thresholds: Thresholds) -> str:
     for problem, wrong in checks.items():
         if wrong.any():
             organ, feature = np.argwhere(wrong)[0]
-            return f"{problem} for {list(thresholds.organs.values())[organ]}, {FEATURES[feature]}"
+            return f"{problem} for {list(organs.values())[organ]}, {FEATURES[feature]}"
     return ""

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from scripts.common.errors import InputError
-from scripts.solf.anatomy import with_anatomy
-from scripts.solf.features import label_shape_features
+from scripts.solf.anatomy import anatomy_columns
+from scripts.solf.features import shape_columns
 from scripts.solf.lookup import replace_labels
 from scripts.solf.tables import COLUMNS, pack_features
 
@@ -31,14 +31,15 @@ def case_features(
         (L, C) float64: a row per organ, NaN for those that the map lacks; a column per name of `COLUMNS`.
 
     Raises:
-        InputError: the map holds no labels or others than `organs`, or `label_shape_features` refuses it.
+        InputError: the map holds no labels or others than `organs`, or `shape_columns` refuses it.
     """
     if ignore_id is not None and label.max(initial=0) >= ignore_id and (label == ignore_id).any():
         kept = np.arange(np.iinfo(label.dtype).max + 1, dtype=label.dtype)
         kept[ignore_id] = 0
         label = replace_labels(label, kept)
-    shapes = with_anatomy(label_shape_features(label, affine), organs)
-    present = shapes["label"].to_numpy()
+    columns = shape_columns(label, affine)
+    columns |= anatomy_columns(columns, organs)
+    present = columns["label"]
     unknown = sorted(set(present.tolist()) - set(organs))
     if unknown:
         named = ", ".join(map(str, unknown[:8])) + (", ..." if len(unknown) > 8 else "")
@@ -51,7 +52,7 @@ def case_features(
     if not len(present):
         raise InputError("holds no labels; leave it out.")
     features = np.full((len(organs), len(COLUMNS)), np.nan)
-    features[np.searchsorted(list(organs), present)] = shapes[list(COLUMNS)].to_numpy(dtype=float)
+    features[np.searchsorted(list(organs), present)] = np.stack([columns[name] for name in COLUMNS], axis=1)
     return features
 
 

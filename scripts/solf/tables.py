@@ -25,13 +25,15 @@ IGNORE = 255
 _SHAPE = ("volume_mm3", "mesh_volume_mm3", "surface_area_mm2", "sphericity", "eccentricity", "elongation", "flatness")
 _AXES = ("major_axis_mm", "minor_axis_mm", "least_axis_mm", "centroid_x_mm", "centroid_y_mm", "centroid_z_mm")
 _BOX = ("i_start", "j_start", "k_start", "i_stop", "j_stop", "k_stop")
+_FIELD_OF_VIEW = tuple(f"fov_{axis}_{end}_mm" for axis in "xyz" for end in ("min", "max"))
 _DTYPES = {
     "voxel_count": "int64",
     **dict.fromkeys((*_SHAPE, *_AXES), "float64"),
     **dict.fromkeys(_BOX, "int64"),
     "touches_border": "bool",
     "components": "int64",
-    **dict.fromkeys(("normalized_volume", "asymmetry", "offset_x", "offset_y", "offset_z"), "float64"),
+    **dict.fromkeys(("normalized_volume", *_FIELD_OF_VIEW), "float64"),
+    **dict.fromkeys(("asymmetry", "offset_x", "offset_y", "offset_z"), "float64"),
 }
 COLUMNS = tuple(_DTYPES)
 """Columns of the array of a case: those of `scripts.solf.features`, then those of `scripts.solf.anatomy`."""

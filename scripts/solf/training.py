@@ -6,9 +6,8 @@ import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from monai.data import Dataset
 
 from scripts.common.errors import InputError
@@ -16,8 +15,11 @@ from scripts.common.files import require_writable, write_json
 from scripts.models.weight_files import save
 from scripts.solf.fitting import fit_thresholds, subjects_needed
 from scripts.solf.measuring import measure_case
-from scripts.solf.thresholds import FEATURES, Thresholds, readable
+from scripts.solf.thresholds import INPUTS, readable
 from scripts.solf.workflow import CohortWorkflow, refuse_folder, write_parquet
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,7 @@ class FilterTrainer(CohortWorkflow):
     Args:
         dataset: cases and the transforms that end in `scripts.solf.transforms.ShapeFeaturesd`.
         ckpt_path: file of the fitted filter.
+        version: of the bundle, part of the weights.
         rule: options of `scripts.solf.fitting.fit_thresholds`.
         qc: whether to write the report.
         max_epochs: 1, because a cohort is measured once; MONAI requires it of trainers.
@@ -46,13 +49,14 @@ class FilterTrainer(CohortWorkflow):
         *,
         dataset: Dataset,
         ckpt_path: str | Path,
+        version: str = "",
         rule: Mapping[str, Any],
         qc: bool | str = True,
         max_epochs: int = 1,
         **options: Any,
     ) -> None:
         super().__init__(dataset=dataset, qc=qc, **options)
-        self.rule = {"rule": "percentile", **rule}
+        self.rule, self.version = {"rule": "percentile", **rule}, version
         needed = subjects_needed(**self.rule)
         if len(self.cases) < needed:
             raise InputError(
@@ -65,19 +69,27 @@ class FilterTrainer(CohortWorkflow):
         refuse_folder(self.ckpt_path)
         self.folders[require_writable(self.ckpt_path.parent, setting="ckpt_dir")] = "ckpt_dir"
 
+    def choose_rule(self, _: pd.DataFrame) -> Mapping[str, Any]:
+        """Return the options of `fit_thresholds`, given the features of the cohort."""
+        return self.rule
+
     def process(self) -> None:
         """Measure, fit and write."""
+        import pandas as pd  # here, as programs that only name the trainer may lack it
+
         self.measure(partial(measure_case, transform=self.transform), depends_on=[measure_case])
         features = self.output_dir / "features.parquet"
         write_parquet(self.tables(), features)
-        table = pd.read_parquet(features, columns=["label", *FEATURES])
-        fitted: Thresholds = fit_thresholds(table, organs=self.network.organs, **self.rule)
+        table = pd.read_parquet(features, columns=list(INPUTS))
+        rule = self.choose_rule(table)
+        fitted = fit_thresholds(table, organs=self.network.organs, version=self.version, **rule)
         self.network.thresholds = fitted
         save(self.network.state_dict(), self.ckpt_path)
-        about = {**self.rule, "subjects": len(self.cases) - len(self.failures)}
-        write_json(self.output_dir / "thresholds.json", readable(fitted, **about))
-        logger.info("wrote thresholds of %d organs to %s", (fitted.subjects > 0).sum(), self.ckpt_path)
+        write_json(self.output_dir / "thresholds.json", readable(fitted))
+        organs = int((fitted.subjects > 0).sum())
+        logger.info("wrote thresholds %s of %d organs to %s", fitted.fingerprint, organs, self.ckpt_path)
         self._decisions_file.unlink(missing_ok=True)  # of earlier thresholds
         if self.qc:
-            self.write_decisions()
-            self.report(**about)
+            counts = self.write_decisions()
+            logger.info("%d organs are missing", counts["missing"])
+            self.report()

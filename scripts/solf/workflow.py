@@ -30,6 +30,7 @@ from scripts.solf.report.folder import check_report, remove_unfinished
 from scripts.solf.report.write import write_report
 from scripts.solf.tables import cohort_table, unpack_features, unpack_sources
 from scripts.solf.thresholds import judge, readable
+from scripts.solf.verdicts import with_verdicts
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ class CohortWorkflow:
         self.transform = dataset.transform
         self.scheduler, self.workers = scheduler, workers
         self.failures: dict[str, str] = {}
+        self.verdicts: pd.DataFrame | None = None
         self.folders: dict[Path, str] = {self.output_dir: "output_dir"}
         self._journal: Journal | None = None
 
@@ -151,7 +153,11 @@ class CohortWorkflow:
             payloads = list(self._journal.payloads(done[start : start + _CASES_PER_TABLE]))
             for _, payload in payloads:
                 self._sources.add(unpack_sources(payload))
-            yield cohort_table([(case, unpack_features(payload)) for case, payload in payloads], self.network.organs)
+            yield self.table_of(payloads)
+
+    def table_of(self, payloads: Iterable[tuple[str, bytes]]) -> pd.DataFrame:
+        """Turn the results of named cases into one table."""
+        return cohort_table([(case, unpack_features(payload)) for case, payload in payloads], self.network.organs)
 
     def write_decisions(self) -> Counter[str]:
         """Write the decision about every label to `decisions.parquet`, and return the count of each decision.
@@ -162,7 +168,7 @@ class CohortWorkflow:
 
         def decided() -> Iterator[pd.DataFrame]:
             for table in self.tables():
-                decisions = self.network.with_drops(judge(table, thresholds))
+                decisions = self.network.with_drops(with_verdicts(judge(table, thresholds), self.verdicts))
                 counts.update(decisions["decision"])
                 yield decisions
 
@@ -174,6 +180,12 @@ class CohortWorkflow:
         with pq.ParquetFile(self._decisions_file) as file:
             for group in range(file.num_row_groups):
                 yield file.read_row_group(group).to_pandas()
+
+    def _write_csv(self) -> None:
+        """Write the table of `write_decisions` as CSV."""
+        with atomic_path(self.output_dir / "decisions.csv") as temporary, temporary.open("w", newline="") as file:
+            for n, table in enumerate(self.decisions()):
+                table.to_csv(file, index=False, header=n == 0, float_format="%.6g", lineterminator="\n")
 
     def report(self, **about: Any) -> None:
         """Write the QC report of the table of `write_decisions`, `qc/index.html`.

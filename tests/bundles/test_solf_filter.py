@@ -250,6 +250,138 @@ def test_evaluation_against_manual_labels_and_known_errors(fitted, cohort, raw, 
     assert summary.loc["liver", "labels"] == (scores["organ"] == "liver").sum()
 
 
+def test_known_errors_whose_label_is_absent_are_missed_or_found(fitted, cohort, raw, tmp_path, caplog):
+    """The filter's table has a row for an absent organ only if it reports it as missing."""
+    row = nib.load(cohort.labels[3])
+    absent = sorted(set(ORGANS) - set(np.unique(row.dataobj).tolist()))
+    if not absent:
+        pytest.fail("the phantom has all organs")
+    listed = pd.concat(
+        [cohort.errors, pd.DataFrame({"case": "person_0003", "label": absent, "kind": "lost"}), cohort.errors[:1]]
+    )
+    listed.iloc[-1, 0] = "persn_0001"
+    listed[["case", "label", "kind"]].to_csv(tmp_path / "known.csv", index=False)
+    settings = {"input": str(raw), "known_errors": str(tmp_path / "known.csv"), "output_dir": str(tmp_path / "out")}
+    settings["ckpt_path"] = str(fitted / "models" / "model.pt")
+    run_bundle(BUNDLE, ["inference.json", "evaluate.json"], **settings)
+    rates = pd.read_csv(tmp_path / "out" / "errors.csv").set_index("kind")
+    assert rates.loc["all", "labels"] == len(cohort.errors) + len(absent)
+    scores = pd.read_csv(tmp_path / "out" / "scores.csv").set_index(["case", "label"])
+    lost = scores.loc["person_0003"].loc[absent]
+    assert set(lost["decision"]) <= {"absent", "missing"}
+    assert rates.loc["lost", "found"] == (lost["decision"] == "missing").sum()
+    assert "known_errors: 1 of its cases are not in this run, and left out: persn_0001 (person_0001?)" in caplog.text
+    summary = pd.read_csv(tmp_path / "out" / "summary.csv").set_index("label")
+    assert summary.loc[absent[0], "labels"] == sum(
+        (np.asarray(nib.load(f).dataobj) == absent[0]).any() for f in cohort.labels
+    )
+
+
+def verdict_table(errors, decisions, reviewer, *, cases=25):
+    """What a reviewer who knows all errors answers about the first cases."""
+    table = decisions.loc[decisions["decision"] != "missing", ["case", "label", "organ"]]
+    table = table[table["case"] < f"person_{cases:04d}"].merge(errors, on=["case", "label"], how="left")
+    verdicts = np.where(table["kind"].isna(), "accept", "reject")
+    columns = {"verdict": verdicts, "reviewer": reviewer, "reviewed_at": "2026-11-21T20:15:00Z", "comment": ""}
+    return table.drop(columns="kind").assign(**columns)
+
+
+def test_verdicts_stand_above_the_rule_in_maps_tables_and_the_evaluator(fitted, cohort, raw, tmp_path):
+    clean(raw, tmp_path / "rule", fitted)
+    before = pd.read_csv(tmp_path / "rule" / "decisions.csv")
+    errors = cohort.errors[["case", "label", "kind"]]
+    (tmp_path / "verdicts").mkdir()
+    verdict_table(errors, before, "alice").to_csv(tmp_path / "verdicts" / "alice.csv", index=False)
+    clean(raw, tmp_path / "run", fitted, verdicts=str(tmp_path / "verdicts"))
+    after = pd.read_csv(tmp_path / "run" / "decisions.csv")
+    rejected = after.loc[after["decision"] == "reject", ["case", "label"]]
+    known = errors.merge(before[["case", "label"]], on=["case", "label"])
+    assert set(map(tuple, rejected.to_numpy())) == set(zip(known["case"], known["label"], strict=True))
+    settings = {"input": str(raw), "output_dir": str(tmp_path / "evaluator"), "verdicts": str(tmp_path / "verdicts")}
+    settings["ckpt_path"] = str(fitted / "models" / "model.pt")
+    workflow = bundle_workflow(BUNDLE, ["inference.json"], kind="infer", **settings)
+    workflow.initialize()
+    workflow.evaluator.run()
+    names = [path.name for path in sorted((tmp_path / "run").glob("*.nii.gz"))]
+    assert filecmp.cmpfiles(tmp_path / "run", tmp_path / "evaluator", names, shallow=False) == (names, [], [])
+    assert filecmp.cmpfiles(tmp_path / "run", tmp_path / "rule", names, shallow=False)[1]
+
+
+def test_evaluation_by_verdicts_scores_the_rule_alone_and_reviewers_against_each_other(
+    fitted, cohort, raw, tmp_path, caplog
+):
+    clean(raw, tmp_path / "rule", fitted)
+    decisions = pd.read_csv(tmp_path / "rule" / "decisions.csv")
+    errors = cohort.errors[["case", "label", "kind"]]
+    (tmp_path / "verdicts").mkdir()
+    alice = verdict_table(errors, decisions, "alice", cases=20)
+    bob = verdict_table(errors, decisions, "bob", cases=5)
+    bob.loc[:2, "verdict"] = bob.loc[:2, "verdict"].map({"accept": "reject", "reject": "accept"})
+    ghost = alice[:1].assign(case="person_9999", label=5, organ="liver")
+    pd.concat([alice, ghost]).to_csv(tmp_path / "verdicts" / "alice.csv", index=False)
+    bob.to_csv(tmp_path / "verdicts" / "bob.csv", index=False)
+    settings = {"input": str(raw), "verdicts": str(tmp_path / "verdicts"), "output_dir": str(tmp_path / "out")}
+    settings["ckpt_path"] = str(fitted / "models" / "model.pt")
+    workflow = run_bundle(BUNDLE, ["inference.json", "evaluate.json"], **settings)
+    rates = pd.read_csv(tmp_path / "out" / "errors.csv").set_index("kind").loc["verdicts"]
+    judged = alice[~alice.index.isin(range(3))].merge(decisions[["case", "label", "decision"]], on=["case", "label"])
+    wrong, found = judged["verdict"] == "reject", judged["decision"] == "reject"
+    assert rates["labels"] == wrong.sum() > 5
+    assert rates["found"] == (wrong & found).sum()
+    assert rates["false_rejection_rate"] == pytest.approx((found & ~wrong).sum() / (~wrong).sum(), abs=1e-6)
+    assert workflow.parser.get_parsed_content("evaluator").state.metrics["verdicts_f1"] == pytest.approx(
+        rates["f1"], abs=1e-6
+    )
+    agreement = pd.read_csv(tmp_path / "out" / "agreement.csv")
+    assert agreement[["labels", "agreed"]].to_numpy().tolist() == [[len(bob), len(bob) - 3]]
+    assert len(pd.read_csv(tmp_path / "out" / "conflicts.csv")) == 3
+    assert "verdicts: 1 of its cases are not in this run, and left out: person_9999" in caplog.text
+    name = "person_0000_cleaned.nii.gz"
+    assert filecmp.cmp(tmp_path / "out" / name, tmp_path / "rule" / name, shallow=False), "verdicts change no map here"
+
+
+def test_review_of_a_fit_is_followed_evaluated_and_improves_the_next_fit(cohort, raw, tmp_path):
+    """The loop of a lab: clean by the paper's rule, review, choose a rule by the verdicts, evaluate both by them."""
+    paper = {"rule": "percentile", "features": ["normalized_volume", "sphericity", "eccentricity"], "votes": 2}
+    train(raw, tmp_path / "paper", **paper)
+    clean(raw, tmp_path / "before", tmp_path / "paper")
+    decisions = pd.read_csv(tmp_path / "before" / "decisions.csv")
+    errors = cohort.errors[["case", "label", "kind"]]
+    reviewed = str(tmp_path / "verdicts.csv")
+    verdict_table(errors, decisions, "alice", cases=20).to_csv(reviewed, index=False)
+    settings = {"dataset_dir": str(raw), "output_dir": str(tmp_path / "fit"), "ckpt_dir": str(tmp_path / "models")}
+    settings |= {"verdicts": reviewed, "max_false_rejections": 0.03, "qc": False, "workers": 0}
+    settings |= {**paper, "epsilon_percent": 5}
+    settings["train#trainer#factors"] = {"mad": [4.0, 5.0], "iqr": [3.0]}
+    run_bundle(BUNDLE, ["train.json", "tune.json"], **settings)
+    table = pd.read_csv(tmp_path / "fit" / "tuning.csv")
+    assert (table["false_rejections"] <= 0.03).any()
+    chosen, current = (table[table[name]].iloc[0] for name in ("chosen", "current"))
+    assert chosen["f1"] > current["f1"]
+    thresholds = json.loads((tmp_path / "fit" / "thresholds.json").read_text())
+    assert thresholds["rule"] == chosen["rule"]
+    assert set(thresholds["features"]) == set(chosen["features"].split())
+    f1 = {}
+    for name, folder in (("before", tmp_path / "paper"), ("after", tmp_path)):
+        settings = {"input": str(raw), "verdicts": reviewed, "output_dir": str(tmp_path / f"eval_{name}")}
+        settings["ckpt_path"] = str(folder / "models" / "model.pt")
+        run_bundle(BUNDLE, ["inference.json", "evaluate.json"], **settings)
+        f1[name] = pd.read_csv(tmp_path / f"eval_{name}" / "errors.csv").set_index("kind").loc["verdicts", "f1"]
+    assert f1["after"] > f1["before"] + 0.1
+
+
+def test_two_label_maps_of_each_person_are_compared(cohort, raw, tmp_path):
+    """The maps with errors against the correct ones: what differs much is an error."""
+    settings = {"input": str(raw), "other": str(cohort.truth[0].parent), "output_dir": str(tmp_path), "workers": 0}
+    run_bundle(BUNDLE, ["agreement.json"], min_dice=0.9, **settings)
+    decisions = pd.read_csv(tmp_path / "decisions.csv")
+    errors = cohort.errors[["case", "label", "kind"]]
+    found = decisions.merge(errors, on=["case", "label"], how="outer").set_index("decision")["kind"].notna()
+    assert found["reject"].mean() > 0.8
+    assert not found["keep"].any()
+    assert len(list(tmp_path.glob("*_consensus.nii.gz"))) == 25
+
+
 def test_rules_and_features_of_the_command_line_are_used(raw, tmp_path):
     train(raw, tmp_path, rule="mad", features=["asymmetry", "offset_x"], votes=1, mad_factor=5.0)
     thresholds = json.loads((tmp_path / "fit" / "thresholds.json").read_text())

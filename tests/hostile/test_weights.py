@@ -33,6 +33,10 @@ def entry(name, make):
     return saved(lambda state: {**state, name: make(state[name])})
 
 
+def text(content):
+    return lambda tensor: torch.tensor(list(content.encode().ljust(len(tensor))), dtype=torch.uint8)
+
+
 def at_level(level, number):
     return lambda tensor: tensor.clone().index_fill_(0, torch.tensor(level), number)
 
@@ -65,8 +69,22 @@ VALUES = {
         "too many votes": (entry("votes", lambda t: t * 0 + 4), "votes is 4 for 3 voting features"),
         "votes NaN": (entry("votes", lambda t: t * torch.nan), "of torch.float32, the network's of torch.int64"),
         "no voting feature": (entry("voting", torch.zeros_like), "votes is 2 for 0 voting features"),
-        "another label table": (entry("table_id", lambda t: t + 1), "fitted with another label table than these 72"),
-        "table of another shape": (entry("table_id", lambda t: t[None]), "fitted with another label table"),
+        "another label table": (entry("table", lambda t: t + 1), "fitted with another label table than these 72"),
+        "table of another shape": (entry("table", lambda t: t[None]), "fitted with another label table"),
+        "table of floats": (entry("table", lambda t: t.float()), "of torch.float32, the network's of torch.uint8"),
+        "of an earlier version": (saved(lambda s: {**s, "table_id": torch.tensor(7)}), "before 0.4.0; fit again"),
+        "about is no JSON": (entry("about", lambda t: t + 1), "about is not the JSON of a fit"),
+        "about is no text": (entry("about", lambda t: t * 0 + 255), "about is not the JSON of a fit"),
+        "about is a list": (entry("about", text("[1]")), "about is not the JSON of a fit"),
+        "about is nested": (entry("about", text("[" * 2000)), "about is not the JSON of a fit"),
+        "about of another length": (entry("about", lambda t: t[:9]), "1 of another shape (first: about"),
+        "subjects above cases": (entry("cases", lambda t: t * 0 + 4), "subjects is above the number of cases for"),
+        "cases negative": (entry("cases", lambda t: t * 0 - 1), "subjects is above the number of cases for"),
+        "percent of missing": (entry("missing_percent", lambda t: t * 2), "missing_percent is 190"),
+        "percent is NaN": (entry("missing_percent", lambda t: t * torch.nan), "missing_percent is nan"),
+        "present above 100": (entry("present_percent", lambda t: t * 0 + 101), "present_percent is not from 0 to 100"),
+        "spread of 0": (entry("reference", lambda t: t * 0), "spreads that are not above 0"),
+        "median infinite": (entry("reference", at_level(0, torch.inf)), "reference has medians that are infinite"),
     },
 }  # fmt: skip
 """All tensors have the right names and shapes, and a value is wrong."""
@@ -99,7 +117,8 @@ def handler_of(workflow, key, kind):
 
 def fit(network):
     """Give the filter thresholds as of a fit."""
-    network.voting[:3], network.votes[...], network.subjects[...] = True, 2, 5
+    network.voting[:3], network.votes[...], network.subjects[...], network.cases[...] = True, 2, 5, 9
+    network.reference[...], network.present_percent[...] = 1, 99
     network.quantiles[:, :3, :3] = torch.linspace(0, 2, 201)[:, None, None]
     network.low[:3, :3], network.high[:3, :3] = 0.1, 1.9
 

@@ -120,7 +120,7 @@ FILES = {
     "first half": (cut(0.5), CORRUPTED),
     "all but the end": (cut(0.99), CORRUPTED),
     "first half of the old format": (cut(0.5, _use_new_zipfile_serialization=False), CORRUPTED),
-    "start of the old format": (cut(0.01, _use_new_zipfile_serialization=False), CORRUPTED),
+    "start of the old format": (cut(0.005, _use_new_zipfile_serialization=False), CORRUPTED),
     "flipped byte": (
         lambda path, state: path.write_bytes(with_flipped_byte(d := rezipped(state), len(d) // 2)),
         CORRUPTED,

@@ -23,6 +23,7 @@ _RULES = {
     "percentile": "the lowest and the highest {epsilon_percent:g} % of the cohort, for each organ",
     "iqr": "values more than {iqr_factor:g} times the interquartile range beyond the quartiles",
     "mad": "values more than {mad_factor:g} robust standard deviations from the median",
+    "deciles": "values more than {decile_factor:g} standard deviations from the median, each side's from its decile",
     "ranges": "values outside the fixed ranges of the published code",
 }
 

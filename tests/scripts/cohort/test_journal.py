@@ -72,6 +72,13 @@ def test_case_with_another_file_or_settings_is_not_finished_and_is_replaced(path
         assert journal.finished([case]) == {"a"}
 
 
+def test_case_with_other_entries_is_not_finished_but_empty_ones_do_not_count(path, cases):
+    fill(path, [{**cases[0], "verdicts": ""}, {**cases[1], "verdicts": "x"}, cases[2]])
+    given = [{**cases[0]}, {**cases[1], "verdicts": "y"}, {**cases[2], "label": ""}]
+    with Journal(path, settings="epsilon 2") as journal:
+        assert journal.finished(given) == {"a", "c"}
+
+
 def test_finished_cases_do_not_depend_on_the_modules_that_a_process_has_imported(path, cases):
     code = (
         "import json, sys\n"

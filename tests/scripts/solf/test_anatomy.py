@@ -1,9 +1,10 @@
 import numpy as np
+import pandas as pd
 import pytest
 
 from scripts.common.organs import ORGANS
-from scripts.solf.anatomy import with_anatomy
-from scripts.solf.features import label_shape_features
+from scripts.solf.anatomy import anatomy_columns
+from scripts.solf.features import shape_columns
 
 
 def body(affine=None):
@@ -12,7 +13,8 @@ def body(affine=None):
     label[14:18, 4:6, 4:6] = 2
     label[2:4, 4:6, 4:6] = 3
     affine = np.diag([2.0, 2.0, 3.0, 1.0]) if affine is None else affine
-    return with_anatomy(label_shape_features(label, affine), ORGANS).set_index("label")
+    shapes = shape_columns(label, affine)
+    return pd.DataFrame(shapes | anatomy_columns(shapes, ORGANS)).set_index("label")
 
 
 def test_asymmetry_is_the_logarithm_of_the_volumes_ratio():

@@ -1,5 +1,8 @@
 import itertools
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,6 +16,7 @@ from scripts.solf.features import label_shape_features
 
 SPACINGS_MM = [(1.0, 1.0, 1.0), (0.8, 2.5, 5.0)]
 PLACE = ["centroid_x_mm", "centroid_y_mm", "centroid_z_mm", *(f"{a}_{end}" for end in ("start", "stop") for a in "ijk")]
+PLACE += [f"fov_{axis}_{end}_mm" for axis in "xyz" for end in ("min", "max")]
 # IBSI reference manual, digital phantom: value and tolerance
 IBSI = {
     "volume_mm3": (592, 4),
@@ -219,6 +223,21 @@ def test_label_at_the_border_is_closed_there_and_marked(axis, end):
     assert shifted.surface_area_mm2 == inside.surface_area_mm2
 
 
+def test_field_of_view_is_the_box_around_the_voxel_centres():
+    row = label_shape_features(np.ones((3, 4, 5), np.uint8), grid((2, 3, 4), origin_mm=(10, 20, 30))).iloc[0]
+    assert [row[f"fov_{axis}_min_mm"] for axis in "xyz"] == [10, 20, 30]
+    assert [row[f"fov_{axis}_max_mm"] for axis in "xyz"] == [14, 29, 46]
+    mirrored = np.diag([-2.0, 3.0, 4.0, 1.0])
+    row = label_shape_features(np.ones((3, 4, 5), np.uint8), mirrored).iloc[0]
+    assert (row["fov_x_min_mm"], row["fov_x_max_mm"]) == (-4, 0)
+
+
+def test_measuring_imports_no_pandas():
+    code = "import sys, scripts.solf.anatomy, scripts.solf.features, scripts.solf.thresholds, scripts.solf.fitting"
+    code += "; assert 'pandas' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[3], check=True)
+
+
 def test_normalized_volume_is_the_share_of_the_body():
     label = np.repeat(np.array([0, 1, 2, 3], np.uint8), [5, 10, 20, 30]).reshape(5, 13, 1)
     assert list(label_shape_features(label, np.eye(4)).normalized_volume) == [10 / 60, 20 / 60, 30 / 60]
@@ -226,7 +245,7 @@ def test_normalized_volume_is_the_share_of_the_body():
 
 def test_code_is_compiled_for_both_types_of_label_maps(monkeypatch):
     seen = []
-    monkeypatch.setattr(features, "label_shape_features", lambda label, affine: seen.append(label.dtype))
+    monkeypatch.setattr(features, "shape_columns", lambda label, affine: seen.append(label.dtype))
     features.compile_features()
     assert seen == [np.uint8, np.uint16]
 

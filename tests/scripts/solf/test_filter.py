@@ -1,3 +1,4 @@
+import json
 import re
 
 import numpy as np
@@ -140,9 +141,39 @@ def test_thresholds_of_another_label_table_are_refused(label_filter, json_file, 
         load_weights(network, tmp_path / "model.pt")
 
 
-def test_id_of_a_label_table_is_the_same_in_every_environment():
-    """It is part of the weights: another version of NumPy, or of this bundle, must not refuse them."""
-    assert LabelFilter().table_id.item() == 714582432  # as in version 0.1.0
+def test_weights_hold_the_label_table_the_rule_and_the_cohort(label_filter, fitted, tmp_path):
+    save(label_filter().state_dict(), tmp_path / "model.pt")
+    state = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert json.loads(bytes(state["table"].tolist())) == [[label, name] for label, name in ORGANS.items()]
+    about = json.loads(bytes(state["about"].tolist()))
+    assert (about["rule"], about["epsilon_percent"], len(about["cohort"])) == ("percentile", 2.0, 64)
+    assert state["cases"] == 60
+    network = LabelFilter()
+    load_weights(network, tmp_path / "model.pt")
+    assert network.thresholds.fingerprint == fitted.fingerprint
+    assert network.thresholds.about == fitted.about
+    np.testing.assert_array_equal(network.thresholds.reference.spreads, fitted.reference.spreads)
+
+
+def test_weights_of_earlier_versions_are_refused_with_one_message(tmp_path):
+    save({"table_id": torch.tensor(714582432), "low": torch.zeros(72, 9)}, tmp_path / "model.pt")
+    with pytest.raises(
+        InputError, match=r"model\.pt: was fitted by a version before 0\.4\.0; fit again with this one\."
+    ):
+        load_weights(LabelFilter(), tmp_path / "model.pt")
+
+
+def test_missing_organs_are_no_labels(label_filter, cohort):
+    """They count neither in the share of rejected labels nor in the map."""
+    label = small_map(5, half=[2])
+    network = label_filter(rejected="drop_case", drop_share=0.45)
+    decisions = network.decide(cohort["s05"])
+    missing = decisions[decisions["decision"] == "keep"].iloc[:1].assign(decision="missing", label=1)
+    kept = decisions[decisions["organ"] != "muscle"]  # one of two is rejected
+    assert "drop" in set(network.with_drops(pd.concat([kept, missing, missing]))["decision"])
+    assert network.with_drops(pd.concat([kept, missing]))["decision"].tolist()[-1] == "missing"
+    np.testing.assert_array_equal(network._new_values(missing), np.arange(256))
+    assert label.any()
 
 
 def test_label_table_with_one_side_of_an_organ_is_refused(json_file):

@@ -8,8 +8,8 @@ import pytest
 
 from scripts.common.errors import InputError
 from scripts.common.organs import ORGANS
-from scripts.solf.anatomy import with_anatomy
-from scripts.solf.features import label_shape_features
+from scripts.solf.anatomy import anatomy_columns
+from scripts.solf.features import label_shape_features, shape_columns
 from scripts.solf.measuring import case_features
 from scripts.solf.tables import (
     _DTYPES,
@@ -33,9 +33,10 @@ def test_array_of_a_case_holds_the_features_of_its_labels():
 
 
 def test_columns_and_types_are_those_of_a_measured_table():
-    measured = with_anatomy(label_shape_features(small_map(0), AFFINE), ORGANS).drop(columns="label")
-    assert list(measured.columns) == list(COLUMNS)
-    assert {name: str(dtype) for name, dtype in measured.dtypes.items()} == _DTYPES
+    shapes = shape_columns(small_map(0), AFFINE)
+    measured = shapes | anatomy_columns(shapes, ORGANS)
+    assert list(measured) == ["label", *COLUMNS]
+    assert {name: str(column.dtype) for name, column in measured.items() if name != "label"} == _DTYPES
 
 
 def test_importing_the_tables_compiles_nothing():

@@ -42,7 +42,7 @@ def test_another_rule_measures_nothing_again(cohort_dataset, trainer, tmp_path, 
     ("options", "message"),
     [
         ({"rule": {"epsilon_percent": 2.0}}, "dataset has 10 label maps, the rule percentile needs 50: give more, a"),
-        ({"rule": {"rule": "sigma"}}, "rule is 'sigma': give one of percentile, iqr, mad, ranges"),
+        ({"rule": {"rule": "sigma"}}, "rule is 'sigma': give one of percentile, iqr, mad, deciles, ranges"),
         ({"rule": {**RULE, "votes": 9}}, "votes is 9, above the 3 of features: give 3 or less"),
         ({"max_epochs": 7}, "max_epochs is 7: a cohort is measured once, leave it at 1."),
         ({"qc": "maybe"}, "qc is 'maybe': give true or false."),
