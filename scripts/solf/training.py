@@ -6,8 +6,9 @@ import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import pyarrow.parquet as pq
 from monai.data import Dataset
 
 from scripts.common.errors import InputError
@@ -17,6 +18,9 @@ from scripts.solf.fitting import fit_thresholds, subjects_needed
 from scripts.solf.measuring import measure_case
 from scripts.solf.thresholds import INPUTS, readable
 from scripts.solf.workflow import CohortWorkflow, refuse_folder, write_parquet
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
@@ -68,13 +72,10 @@ class FilterTrainer(CohortWorkflow):
 
     def process(self) -> None:
         """Measure, fit and write."""
-        import pandas as pd  # here, as programs that only name the trainer may lack it
-
         self.measure(partial(measure_case, transform=self.transform), depends_on=[measure_case])
         features = self.output_dir / "features.parquet"
         write_parquet(self.tables(), features)
-        table = pd.read_parquet(features, columns=list(INPUTS))
-        fitted = fit_thresholds(table, organs=self.network.organs, version=self.version, **self.rule)
+        fitted = fit_thresholds(read_features(features), organs=self.network.organs, version=self.version, **self.rule)
         self.network.thresholds = fitted
         save(self.network.state_dict(), self.ckpt_path)
         write_json(self.output_dir / "thresholds.json", readable(fitted))
@@ -85,3 +86,9 @@ class FilterTrainer(CohortWorkflow):
             counts = self.write_decisions()
             logger.info("%d organs are missing", counts["missing"])
             self.report()
+
+
+def read_features(path: str | Path) -> pd.DataFrame:
+    """Read the columns of `features.parquet` that a fit needs, column by column: large cohorts fit in 2 GB."""
+    table = pq.read_table(path, columns=list(INPUTS), read_dictionary=["case"])
+    return table.to_pandas(split_blocks=True, self_destruct=True)
