@@ -44,7 +44,8 @@ from scripts.common.organs import ORGANS
 from scripts.solf.features import compile_features
 from scripts.solf.fitting import fit_thresholds
 from scripts.solf.measuring import measure_case
-from scripts.solf.thresholds import FEATURES
+from scripts.solf.thresholds import FEATURES, INPUTS
+from scripts.solf.training import read_features
 from scripts.solf.transforms import LoadLabelMapd, ShapeFeaturesd
 from tools.label_cohort import make_cohort
 
@@ -195,20 +196,22 @@ def fit_table() -> pd.DataFrame:
 def simulate(subjects: int, path: str) -> None:
     """Write features of a cohort, each around an organ's own mean, as the bundle writes them."""
     rng, rows = np.random.default_rng(0), subjects * len(LABELS)
-    means = rng.uniform(0.2, 0.8, (len(LABELS), len(FEATURES)))
+    names = [name for name in INPUTS if name not in ("case", "label")]
+    means = rng.uniform(0.2, 0.8, (len(LABELS), len(names)))
     values = {}
-    for column, name in enumerate(FEATURES):
+    for column, name in enumerate(names):
         drawn = rng.normal(np.tile(means[:, column], subjects), 0.05)
         values[name] = rng.integers(1, 4, rows) if name == "components" else drawn
-    pd.DataFrame({"label": np.tile(LABELS, subjects), **values}).to_parquet(path)
+    cases = np.repeat([f"case{n:06d}" for n in range(subjects)], len(LABELS))
+    pd.DataFrame({"case": cases, "label": np.tile(LABELS, subjects), **values}).to_parquet(path)
 
 
 def fit(path: str) -> dict[str, float]:
     """Read a table and fit; return seconds and the process's peak of memory."""
     before_mb, start = memory_mb("VmRSS"), time.perf_counter()
-    table = pd.read_parquet(path, columns=["label", *FEATURES])
+    table = read_features(path)
     read = time.perf_counter()
-    fit_thresholds(table, organs=ORGANS, features=FEATURES)
+    fit_thresholds(table, organs=ORGANS, rule="deciles", features=FEATURES)
     done = time.perf_counter()
     found = {"read_s": read - start, "fit_s": done - read}
     return found | {"imports_mb": before_mb, "peak_mb": memory_mb("VmHWM")}

@@ -19,7 +19,7 @@ SIGMA_OF_MAD = 1.4826  # a normal distribution's standard deviation over its med
 _MIN_CASES = 20  # with an organ, for its median and spread
 _MIN_ORGANS = 3  # of a person, for its size and pose
 _MAX_CASES = 2000  # that the reference is fitted to, evenly spread: more would hardly move a median
-_CASES_AT_ONCE = 2000
+_CASES_AT_ONCE = 500  # whose arrays stay in the cache
 _ALTERNATIONS, _ITERATIONS = 4, 10
 _CAUCHY = 2.0  # residuals of so many spreads get half the weight
 _LEAST_LOG, _LEAST_MM = 0.01, 0.1  # spreads of cohorts whose organs are all alike
@@ -107,18 +107,14 @@ def relate(measured: np.ndarray, reference: Reference) -> Related:
         measured: (N, L, 4) of `measures`.
         reference: of the fitted cohort.
     """
-    features, places_mm = np.empty_like(measured), np.empty_like(measured[:, :, 1:])
-    known = ~np.isnan(measured[:, :, 0] + reference.medians[:, 0])
-    enough = known.sum(axis=1) >= _MIN_ORGANS
-    for start in range(0, len(measured), _CASES_AT_ONCE):
-        part = slice(start, start + _CASES_AT_ONCE)
-        logs, positions_mm = measured[part, :, 0], measured[part, :, 1:]
-        sizes = (logs - reference.medians[:, 0]) / reference.spreads[:, 0]
-        person = np.where(enough[part], median(sizes, axis=1), 0)
-        features[part, :, 0] = sizes - person[:, None]
-        places_mm[part] = _poses(positions_mm, reference.medians[:, 1:], reference.spreads[:, 1:])
-        places_mm[part][~enough[part]] = np.nan
-        features[part, :, 1:] = (positions_mm - places_mm[part]) / reference.spreads[:, 1:]
+    logs, positions_mm = measured[:, :, 0], measured[:, :, 1:]
+    few = (~np.isnan(logs + reference.medians[:, 0])).sum(axis=1) < _MIN_ORGANS
+    places_mm = _poses(positions_mm, reference.medians[:, 1:], reference.spreads[:, 1:])
+    places_mm[few] = np.nan
+    features = np.empty_like(measured)
+    features[:, :, 0] = (logs - reference.medians[:, 0]) / reference.spreads[:, 0]
+    features[:, :, 0] -= np.where(few, 0, median(features[:, :, 0], axis=1))[:, None]
+    features[:, :, 1:] = (positions_mm - places_mm) / reference.spreads[:, 1:]
     return Related(features, places_mm)
 
 
@@ -132,6 +128,12 @@ def _poses(positions_mm: np.ndarray, places: np.ndarray, spreads: np.ndarray) ->
         places: (L, 3), of the reference; NaN where unknown.
         spreads: (L, 3).
     """
+    parts = range(0, len(positions_mm), _CASES_AT_ONCE)
+    found = [_poses_of_part(positions_mm[start : start + _CASES_AT_ONCE], places, spreads) for start in parts]
+    return np.concatenate([np.empty((0, *positions_mm.shape[1:])), *found])
+
+
+def _poses_of_part(positions_mm: np.ndarray, places: np.ndarray, spreads: np.ndarray) -> np.ndarray:
     known = ~np.isnan(positions_mm[:, :, 0] + places[:, 0])
     body_mm = float(np.sqrt(np.nanmean(places**2))) if not np.isnan(places).all() else 1.0
     design = np.column_stack([np.ones(len(places)), places / max(body_mm, 1e-6)])  # (L, 4)

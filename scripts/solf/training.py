@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.parquet as pq
 from monai.data import Dataset
 
 from scripts.common.errors import InputError
@@ -75,12 +76,10 @@ class FilterTrainer(CohortWorkflow):
 
     def process(self) -> None:
         """Measure, fit and write."""
-        import pandas as pd  # here, as programs that only name the trainer may lack it
-
         self.measure(partial(measure_case, transform=self.transform), depends_on=[measure_case])
         features = self.output_dir / "features.parquet"
         write_parquet(self.tables(), features)
-        table = pd.read_parquet(features, columns=list(INPUTS))
+        table = read_features(features)
         rule = self.choose_rule(table)
         fitted = fit_thresholds(table, organs=self.network.organs, version=self.version, **rule)
         self.network.thresholds = fitted
@@ -93,3 +92,9 @@ class FilterTrainer(CohortWorkflow):
             counts = self.write_decisions()
             logger.info("%d organs are missing", counts["missing"])
             self.report()
+
+
+def read_features(path: str | Path) -> pd.DataFrame:
+    """Read the columns of `features.parquet` that a fit needs, column by column: large cohorts fit in 2 GB."""
+    table = pq.read_table(path, columns=list(INPUTS), read_dictionary=["case"])
+    return table.to_pandas(split_blocks=True, self_destruct=True)
