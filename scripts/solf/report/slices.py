@@ -134,7 +134,7 @@ def cut_label(label_map: LabelMap, label: int, picture: Picture | None) -> dict[
         "names": names,
         "rejected": [n for n, own in enumerate(ids) if own in label_map.rejected],
         "across": across,
-        "map": _encoded(_tiles(indices, across), "PNG", optimize=True),
+        "map": _encoded(_tiles(indices, across), "PNG"),
         "image": None,
     }
     if picture is not None:

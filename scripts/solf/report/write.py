@@ -105,6 +105,8 @@ def _measured(table: pd.DataFrame, limits: Limits) -> dict[str, list[list[float 
 
 def _review(items: pd.DataFrame, summary: Summary, pictures: PictureWriter) -> dict[str, Any]:
     """Write the pictures and return the labels to review, in order, with the ordinary organ of each."""
+    if items.empty:
+        return {"items": {"case": [], "label": []}, "ordinary": {}}
     ordinary = {label: case for label, case in summary.ordinary.items() if label in set(items["label"])}
     found = pictures.write(items, ordinary, summary.rejected_of({*items["case"], *ordinary.values()}))
     shown = columns(items[["case", "label", "votes", "decision", "margin", "reason"]])

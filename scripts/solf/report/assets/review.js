@@ -134,10 +134,7 @@ qc.review = {
     if (!qc.id("review-blind").checked) {
       const decision = { keep: "kept", reject: "rejected", drop: "dropped with its case" }[item.decision];
       parts.push(qc.element("p", {}, "Rule: ", qc.element("b", { className: item.decision }, decision)));
-      if (item.reason) parts.push(qc.element("p", { className: "dim" }, qc.words(item.reason)));
-      parts.push(qc.element("dl", { className: "pairs" }, ...this.overview.features.flatMap((name, n) => [
-        qc.element("dt", {}, qc.words(name)), qc.element("dd", {}, qc.measured(item, n)),
-      ])));
+      parts.push(...qc.views.measured(item));
     }
     return parts;
   },

@@ -105,7 +105,7 @@ qc.Viewer = class {
     context.imageSmoothingEnabled = Boolean(this.image);
     context.drawImage(this.painted(cells, size[u], size[v]), 0, 0, canvas.width, canvas.height);
     if (this.labels) this.outline(context, cells, px, py, dots);
-    context.fillStyle = "#9fb0c0";
+    Object.assign(context, { fillStyle: "#b6c4d2", shadowColor: "#000", shadowBlur: 4 * dots });
     context.font = `${11 * dots}px system-ui, sans-serif`;
     context.fillText(side, 4 * dots, canvas.height / 2);
     context.fillText(top, canvas.width / 2, 13 * dots);

@@ -51,7 +51,7 @@ qc.views = {
     const share = totals.labels ? ` (${qc.percent(totals.rejected / totals.labels)})` : "";
     const tiles = {
       cases: [totals.cases, "#cases"], labels: [totals.labels, ""],
-      "rejected labels": [totals.rejected, "#rejected//reject", share], "missing organs": [totals.missing, "#rejected//missing"],
+      "rejected labels": [totals.rejected, "#rejected/all/reject", share], "missing organs": [totals.missing, "#rejected/all/missing"],
       "cases with a rejected label": [totals.cases_with_rejections, "#cases"], "dropped cases": [totals.dropped, ""],
       "failed cases": [failed.length, ""],
     };
@@ -79,18 +79,20 @@ qc.views = {
       fill.style.setProperty("width", `${(100 * share(row)) / most}%`);
       return qc.element("span", { className: "share" }, qc.element("span", { className: "bar" }, fill), qc.percent(share(row)));
     };
+    const outside = (row) => this.overview.features.flatMap((name, n) =>
+      row.outside[n] ? [`${qc.words(name)} ${qc.count(row.outside[n])}`] : []).join(", ");
     const counted = (name, decision) => ({
       title: name, value: (row) => row[name], class: "number",
       show: (row) => row[name] ? qc.link(`#rejected/${row.label}/${decision}`, qc.count(row[name])) : "0",
     });
     return new qc.Table(qc.id("organ-table"), [
       { title: "id", value: (row) => row.label, class: "number" },
-      { title: "organ", value: (row) => row.organ, show: (row) =>
+      { title: "organ", value: (row) => row.organ, class: "organ", show: (row) =>
         row.labels ? qc.link(`#organs/${row.label}`, qc.words(row.organ)) : qc.words(row.organ) },
       { title: "rejected share", value: share, show: bar },
       counted("rejected", "reject"), counted("missing", "missing"),
       { title: "labels", value: (row) => row.labels, show: (row) => qc.count(row.labels), class: "number" },
-      ...this.overview.features.map((name, n) => ({ title: `outside: ${qc.words(name)}`, value: (row) => row.outside[n], class: "number" })),
+      { title: "labels outside, by feature", value: (row) => Math.max(...row.outside), class: "text", show: outside },
       { title: "fitted on", value: (row) => row.subjects, class: "number" },
     ], { sort: 2, descending: true, size: 200 });
   },
@@ -131,7 +133,7 @@ qc.views = {
       const rows = qc.rows(columns).map((row) => ({ ...row, name: cases[row.row].case, organ: this.organs.get(row.label) }));
       const table = new qc.Table(qc.id("rejected-table"), [
         { title: "case", value: (row) => row.name, show: (row) => qc.link(`#case/${row.row}`, row.name), class: "text" },
-        { title: "organ", value: (row) => row.organ, show: (row) => qc.words(row.organ) },
+        { title: "organ", value: (row) => row.organ, class: "organ", show: (row) => qc.words(row.organ) },
         { title: "decision", value: (row) => row.decision, show: (row) => qc.element("span", { className: row.decision }, row.decision) },
         { title: "picture", value: (row) => pictured.get(`${row.row}/${row.label}`) ?? Infinity, class: "short",
           show: (row) => this.look(pictured, row.row, row.label) },
@@ -148,7 +150,7 @@ qc.views = {
       };
       [organ, kind, text].forEach((input) => input.addEventListener("input", this.rejectedTable));
     }
-    qc.id("rejected-organ").value = label;
+    qc.id("rejected-organ").value = label === "all" ? "" : label;
     qc.id("rejected-decision").value = decision;
     this.rejectedTable();
   },
@@ -177,8 +179,16 @@ qc.views = {
     draw();
   },
 
+  /* The features of a label, each with its percentile, and the reason of the decision. */
+  measured(label) {
+    const boxes = this.overview.features.map((name, n) => qc.element("div", {},
+      qc.element("small", {}, qc.words(name)), qc.measured(label, n)));
+    const reason = label.reason ? [qc.element("p", { className: "dim" }, qc.words(label.reason))] : [];
+    return [qc.element("div", { className: "measures" }, ...boxes), ...reason];
+  },
+
   async openCase(number) {
-    const [row, { starts, totals, features }] = [Number(number), this.overview];
+    const [row, { starts, totals }] = [Number(number), this.overview];
     if (!(row >= 0 && row < totals.cases)) throw new Error(`Case ${number} does not exist.`);
     const page = starts.findLastIndex((start) => start <= row);
     const [cases, columns, pictured] = await Promise.all([
@@ -188,12 +198,11 @@ qc.views = {
     qc.id("case-summary").textContent = `${one.rejected} of ${one.labels} labels rejected`
       + (one.missing ? `, ${one.missing} organs missing` : "") + (one.dropped ? "; the case is dropped" : "");
     new qc.Table(qc.id("label-table"), [
-      { title: "organ", value: (label) => this.organs.get(label.label), show: (label) => qc.link(`#organs/${label.label}`, qc.words(this.organs.get(label.label))) },
+      { title: "organ", value: (label) => this.organs.get(label.label), class: "organ", show: (label) => qc.link(`#organs/${label.label}`, qc.words(this.organs.get(label.label))) },
       { title: "decision", value: (label) => ["keep", "drop", "missing", "reject"].indexOf(label.decision), show: (label) => qc.element("span", { className: label.decision }, label.decision) },
       { title: "picture", value: (label) => pictured.get(`${row}/${label.label}`) ?? Infinity, class: "short",
         show: (label) => this.look(pictured, row, label.label) },
-      ...features.map((name, n) => ({ title: qc.words(name), value: (label) => label.values[n], show: (label) => qc.measured(label, n), class: "measured" })),
-      { title: "reason", value: (label) => label.reason, class: "text", show: (label) => qc.words(label.reason) },
+      { title: "features and reason", value: (label) => label.votes, show: (label) => qc.element("div", {}, ...this.measured(label)) },
     ], { sort: 1, descending: true, size: 200 }).set(qc.rows(columns).filter((label) => label.case === one.case));
     qc.id("case-name").focus();
   },
