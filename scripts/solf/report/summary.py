@@ -158,12 +158,11 @@ class Summary:
         self._ordinary = both.sort_values("distance", kind="stable").drop_duplicates("label")
 
     def _add_cases(self, table: pd.DataFrame) -> None:
-        grouped = table.groupby("case", sort=False)
-        cases = grouped[["labels", "rejected", "missing"]].sum()
-        cases["dropped"] = grouped["decision"].agg(lambda decisions: (decisions == "drop").any())
+        counted = table.assign(dropped=table["decision"] == "drop")
+        cases = counted.groupby("case", sort=False)[["labels", "rejected", "missing", "dropped"]].sum()
         worst = table[table["rejected"]].sort_values("margin", ascending=False, kind="stable").drop_duplicates("case")
         farthest = worst.set_index("case")[["label", "margin"]].rename(columns={"label": "worst"})
-        cases = cases.join(farthest).fillna({"worst": 0, "margin": 0}).astype({"worst": int, "dropped": int})
+        cases = cases.join(farthest).fillna({"worst": 0, "margin": 0}).astype({"worst": int})
         self._cases.append(cases.reset_index())
 
     @property

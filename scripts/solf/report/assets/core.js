@@ -64,6 +64,10 @@ const qc = {
     select.replaceChildren(...pairs.map(([value, text]) => qc.element("option", { value }, text)));
   },
 
+  watch(inputs, action) {
+    inputs.forEach((input) => input.addEventListener(input.matches("select") ? "change" : "input", action));
+  },
+
   problem(error) {
     qc.id("problem").textContent = error.message;
     qc.id("problem").hidden = false;

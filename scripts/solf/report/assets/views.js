@@ -148,7 +148,7 @@ qc.views = {
         table.set(rows.filter((row) => (!organ.value || row.label === Number(organ.value))
           && (!kind.value || row.decision === kind.value) && qc.searched(row.name).includes(part)));
       };
-      [organ, kind, text].forEach((input) => input.addEventListener("input", this.rejectedTable));
+      qc.watch([organ, kind, text], this.rejectedTable);
     }
     qc.id("rejected-organ").value = label === "all" ? "" : label;
     qc.id("rejected-decision").value = decision;
@@ -175,7 +175,7 @@ qc.views = {
       const part = qc.searched(text.value);
       table.set(rows.filter((row) => fits[decision.value](row) && qc.searched(row.case).includes(part)));
     };
-    [text, decision].forEach((input) => input.addEventListener("input", draw));
+    qc.watch([text, decision], draw);
     draw();
   },
 
