@@ -1,7 +1,7 @@
 """Size and response times of the QC report: `python -m benchmarks.solf_report`.
 
 Writes the report of simulated cohorts with 71 labels a case, each size in a process of its own, and times what a user
-does in headless Chromium. Each case has the same label map, a phantom of UK Biobank's size, and 200 labels are reviewed.
+does in headless Chromium. Each case has the same label map, a phantom of UK Biobank's size.
 """
 
 from __future__ import annotations

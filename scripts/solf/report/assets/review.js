@@ -83,7 +83,7 @@ qc.review = {
   /* Draw both viewers at one scale. */
   draw() {
     const width = qc.id("shown").clientWidth / 3 - 8;
-    const height = Math.max(180, (window.innerHeight - 250) / 2);
+    const height = Math.max(180, (window.innerHeight - 290) / 2);
     const open = this.viewers.filter((viewer) => viewer.data);
     const scale = Math.min(...open.map((viewer) => viewer.fitting(width, height)));
     open.forEach((viewer) => viewer.drawAll(scale));

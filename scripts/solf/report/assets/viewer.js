@@ -123,11 +123,12 @@ qc.Viewer = class {
     const canvas = qc.element("canvas", { width, height });
     const picture = new ImageData(width, height);
     const rejected = new Set(this.data.rejected);
+    const tints = this.data.names.map((name) => [...name].reduce((sum, c) => sum + c.codePointAt(0), 0) % muted.length);
     cells.flat().forEach((index, n) => {
       const [label, grey] = [this.map[index], this.image ? this.image[index] : 16];
       const own = label === 1;
       let opacity = !label || !this.labels ? 0 : this.image ? (own ? 0.22 : 0.12) : own ? 0.65 : 0.5;
-      const color = own ? [255, 176, 0] : rejected.has(label) ? [200, 120, 60] : muted[label % muted.length];
+      const color = own ? [255, 176, 0] : rejected.has(label) ? [200, 120, 60] : muted[tints[label] ?? 0];
       for (let channel = 0; channel < 3; channel++) {
         picture.data[4 * n + channel] = grey + opacity * (color[channel] - grey);
       }
