@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from benchmarks.restore_label_map import memory_mb
 from benchmarks.solf_speed import ukb_phantom
 from scripts.common.files import atomic_path
 from scripts.common.organs import ORGANS
+from scripts.solf.report.review import ReviewOptions
 from scripts.solf.report.write import write_report
 from scripts.solf.transforms import LoadLabelMapd
 
@@ -104,13 +104,12 @@ def write(folder: Path, subjects: int) -> dict[str, float]:
     reader = LoadLabelMapd("image")
     before = memory_mb("VmRSS")
     start = time.perf_counter()
-    for _ in range(2):
-        for _ in decisions(subjects):
-            pass
+    for _ in decisions(subjects):
+        pass
     simulated = time.perf_counter() - start
     start = time.perf_counter()
-    given = {"decisions": partial(decisions, subjects), "thresholds": thresholds(subjects), "sources": sources}
-    write_report(folder, **given, load=lambda path: reader({"image": path})["image"])
+    given = {"decisions": decisions(subjects), "thresholds": thresholds(subjects), "sources": sources, "failures": {}}
+    write_report(folder, **given, review=ReviewOptions(), load=lambda path: reader({"image": path})["image"])
     seconds = time.perf_counter() - start
     return {"write_s": seconds - simulated, "simulate_s": simulated, "peak_mb": memory_mb("VmHWM") - before}
 
@@ -119,12 +118,12 @@ def sizes(report: Path) -> dict[str, float]:
     """Return the folder's size and the files that opening a page loads, in MB."""
     parts = {
         "folder_mb": "**/*",
-        "pictures_mb": "pictures/*",
+        "slices_mb": "data/slices-*.js",
         "label_pages_mb": "data/labels-*.js",
-        "libraries_mb": "lib/*",
+        "rejected_mb": "data/rejected.js",
+        "case_index_mb": "data/cases.js",
     }
     found = {name: sum(file.stat().st_size for file in report.glob(p) if file.is_file()) for name, p in parts.items()}
-    found["case_index_mb"] = (report / "data" / "cases.js").stat().st_size
     found["files"] = 1e6 * sum(file.is_file() for file in report.rglob("*"))
     return {name: size / 1e6 for name, size in found.items()}
 
@@ -147,50 +146,34 @@ def _browse(browser: Chrome, report: Path) -> dict[str, float]:
     browser.set_script_timeout(60)
     start = time.perf_counter()
     browser.get((report / "index.html").as_uri())
-    WebDriverWait(browser, 60).until(
-        lambda b: b.execute_script("return !!document.querySelector('#organ-chart .bk-Figure')")
-    )
-    found = {"first_page_ms": 1000 * (time.perf_counter() - start), "first_page_mb": _loaded_mb(browser, report)}
-    browser.execute_script("location.hash = '#cases'")
-    WebDriverWait(browser, 60).until(lambda b: b.execute_script("return !!document.querySelector('#case-table td a')"))
+    WebDriverWait(browser, 60).until(lambda b: b.execute_script("return !!document.querySelector('#organ-table td')"))
+    first = {"first_page_ms": 1000 * (time.perf_counter() - start)}
     actions = {
-        "sort_first_ms": "table.order([5, 'desc'])",
-        "sort_ms": "table.order([[0, 'desc'], [4, 'asc'], [1, 'desc'], [2, 'asc'], [5, 'asc']][round])",
-        "filter_case_ms": "text.value = ['subject_0001', '99', '49', 'subject', '_00'][round]",
-        "filter_organ_ms": "text.value = ['kidney', 'liver', 'vein', 'rib', 'spleen'][round]",
-        "filter_decision_ms": "choice.value = ['rejected', 'kept', 'all', 'rejected', 'kept'][round]",
-        "page_ms": "table.page(round + 7)",
+        "open_cases_ms": "await qc.views.openCases()",
+        "sort_cases_ms": "qc.views.caseTable.sort([0, 1, 2, 5, 6][round])",
+        "filter_cases_ms": "text.value = ['subject_0001', '99', '49', '_00', ''][round]; input(text)",
+        "next_page_ms": "qc.views.caseTable.turn(round)",
+        "open_case_ms": "await qc.views.openCase((1 + 977 * round) % qc.views.overview.totals.cases)",
+        "open_rejected_ms": "await qc.views.openRejected()",
+        "filter_rejected_ms": "await qc.views.openRejected(['2', '5', '7', '30', '61'][round])",
+        "open_review_ms": "await qc.views.openReview()",
+        "next_label_ms": "await qc.review.go(round + 1)",
     }
     for name, action in actions.items():
-        rounds = range(1 if name == "sort_first_ms" else ROUNDS)
-        found[name] = statistics.median(browser.execute_async_script(_timed(action), n) for n in rounds)
-        browser.execute_script("document.getElementById('case-text').value = ''")
-    found["open_case_ms"] = statistics.median(browser.execute_async_script(_OPEN, n) for n in range(ROUNDS))
-    return found
+        rounds = range(1 if name.startswith("open") and name != "open_case_ms" else ROUNDS)
+        first[name] = statistics.median(browser.execute_async_script(_timed(action), n) for n in rounds)
+    return first
 
 
 def _timed(action: str) -> str:
+    """Return a script that does something and returns the milliseconds until it is drawn."""
     return f"""
-        const [round, done] = arguments, table = qc.views.caseTable;
-        const text = document.getElementById("case-text"), choice = document.getElementById("case-decision");
+        const [round, done] = arguments, text = document.getElementById("case-text");
+        const input = (node) => node.dispatchEvent(new Event("input"));
+        document.querySelectorAll("main > section").forEach((section) => {{ section.hidden = false; }});
         const start = performance.now();
-        table.one("draw", () => requestAnimationFrame(() => setTimeout(() => done(performance.now() - start))));
-        {action};
-        table.draw({str(action.startswith("table.page")).lower()} ? "page" : undefined);"""
-
-
-_OPEN = """
-    const [round, done] = arguments, start = performance.now();
-    const row = (1 + 977 * round) % qc.views.overview.totals.cases;
-    qc.views.openCase(row).then(() => done(performance.now() - start));"""
-
-
-def _loaded_mb(browser: Chrome, report: Path) -> float:
-    """Return the bytes of the files that the page has loaded so far."""
-    script = "return [...document.querySelectorAll('script[src], link[rel=stylesheet]')].map((e) => e.src || e.href)"
-    files = [report / "index.html"]
-    files += [report / url.split("/qc/")[1] for url in browser.execute_script(script)]
-    return sum(file.stat().st_size for file in files) / 1e6
+        (async () => {{ {action}; }})().then(() => requestAnimationFrame(() =>
+            setTimeout(() => done(performance.now() - start))));"""
 
 
 def main() -> int:
@@ -212,7 +195,7 @@ def main() -> int:
             rows.append({"cases": cases, **json.loads(done.stdout), **sizes(report), **browse(report)})
     table = pd.DataFrame(rows).set_index("cases").T.map(lambda value: f"{value:.4g}")
     logger.info("%s", table.to_string())
-    packages = ", ".join(f"{name} {version(name)}" for name in ("bokeh", "itables", "selenium", "pandas", "numpy"))
+    packages = ", ".join(f"{name} {version(name)}" for name in ("selenium", "pillow", "pandas", "numpy"))
     logger.info("Python %s, %s", platform.python_version(), packages)
     with atomic_path(RESULTS / "solf_report.csv") as temporary:
         table.to_csv(temporary, index_label="measure")

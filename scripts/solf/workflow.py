@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from scripts.solf.features import compile_features
 from scripts.solf.filter import LabelFilter
 from scripts.solf.renaming import Sources
 from scripts.solf.report.folder import check_report, remove_unfinished
+from scripts.solf.report.review import ReviewOptions
 from scripts.solf.report.write import write_report
 from scripts.solf.tables import cohort_table, unpack_features, unpack_sources
 from scripts.solf.thresholds import judge, readable
@@ -48,6 +49,7 @@ class CohortWorkflow:
             first transform reads it.
         output_dir: folder of the results and of `journal.sqlite`, the finished cases; checked at once.
         qc: whether to write the report `qc/index.html`; what it needs is checked at once.
+        review: options of `scripts.solf.report.review.ReviewOptions`, checked at once if `qc` is true.
         scheduler: address of a Dask scheduler; "" for processes on this machine.
         workers: processes on this machine; -1 for one per core, 0 to run in this process.
 
@@ -63,15 +65,18 @@ class CohortWorkflow:
         dataset: Dataset,
         output_dir: str | Path,
         qc: bool | str,
+        review: Mapping[str, Any] | None = None,
         scheduler: str = "",
         workers: int = -1,
     ) -> None:
         self.network, self.output_dir, self.qc = network, require_writable(output_dir), parse_flag(qc, "qc")
         for name in RESULTS:
             refuse_folder(self.output_dir / name)
+        self.cases = sorted(dataset.data, key=lambda case: case["case"])
         if self.qc:
             check_report(self.output_dir / "qc")
-        self.cases = sorted(dataset.data, key=lambda case: case["case"])
+            names = {"organs": network.organs.values(), "cases": [case["case"] for case in self.cases]}
+            self.review = ReviewOptions(**names, **(review or {}))
         self.transform = dataset.transform
         self.scheduler, self.workers = scheduler, workers
         self.failures: dict[str, str] = {}
@@ -195,10 +200,12 @@ class CohortWorkflow:
         """
         write_report(
             self.output_dir,
-            decisions=self.decisions,
+            decisions=self.decisions(),
             thresholds=readable(self.network.thresholds, **about),
             sources={case["case"]: case["image"] for case in self.cases},
             load=partial(_load, self.transform.flatten().transforms[0]),
+            review=self.review,
+            failures=self.failures,
         )
 
     @property

@@ -326,8 +326,6 @@ def undeclared_modules(declared):
 
 NEEDED_BY = {"SwinUNETR": "einops", "TensorBoardStatsHandler": "tensorboard"}
 """Packages that MONAI imports for a component of the configs."""
-NEEDED_FILES = {"solf_filter": {"bokeh", "itables"}}
-"""Packages of which only files are used: the libraries of the report's page."""
 
 
 def test_declared_packages_are_those_that_are_imported(bundle, tmp_path):
@@ -342,7 +340,7 @@ def test_declared_packages_are_those_that_are_imported(bundle, tmp_path):
     imported = {canonicalize_name(owners[module][0]) for module in modules}
     targets = {value for content in configs(bundle).values() for path, value in walk(content) if "_target_" in path}
     needed = {package for target, package in NEEDED_BY.items() if target in targets}
-    needed |= {"monai", "torch", "numpy", "fire"} | NEEDED_FILES.get(bundle.name, set())
+    needed |= {"monai", "torch", "numpy", "fire"}
     assert {canonicalize_name(name) for name in declared_packages(bundle)} == imported | needed
 
 

@@ -444,4 +444,4 @@ def test_report_opens_from_the_fit_and_from_cleaning(fitted, raw, tmp_path):
     train(raw, tmp_path, qc=True)
     assert (tmp_path / "fit" / "qc" / "index.html").is_file()
     clean(raw, tmp_path / "out", fitted, qc="true")
-    assert len(list((tmp_path / "out" / "qc" / "pictures").glob("*.png"))) > 3
+    assert len(list((tmp_path / "out" / "qc" / "data").glob("slices-*.js"))) > 3

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from scripts.common.errors import InputError
-from scripts.solf.report.blocks import Block, read_blocks
-from scripts.solf.report.cases import CaseIndex
-from scripts.solf.report.counts import Histograms, Limits, OrganCounts
-from scripts.solf.report.folder import copy_assets, packed, packed_decimals, packed_json, whole_folder, write_data
-from scripts.solf.report.pictures import draw_organ
+from scripts.solf.report.crops import CropFolder
+from scripts.solf.report.folder import whole_folder, write_data
+from scripts.solf.report.pictures import PictureWriter
+from scripts.solf.report.review import ReviewOptions, ReviewSet
+from scripts.solf.report.summary import Limits, Summary, columns, plain
 
-CASES_PER_PAGE = 64
-_NO_PERCENTILE = np.iinfo(np.uint16).max
-
+CASES_PER_PAGE = 50
+_IDENTITY = ["case", "label", "decision", "margin"]
 _RULES = {
     "percentile": "the lowest and the highest {epsilon_percent:g} % of the cohort, for each organ",
     "iqr": "values more than {iqr_factor:g} times the interquartile range beyond the quartiles",
@@ -31,128 +30,101 @@ _RULES = {
 def write_report(
     output_dir: str | Path,
     *,
-    decisions: Callable[[], Iterator[pd.DataFrame]],
+    decisions: Iterable[pd.DataFrame],
     thresholds: Mapping[str, Any],
     sources: Mapping[str, str],
     load: Callable[[str], Any],
-    worst: int = 24,
+    review: ReviewOptions,
+    failures: Mapping[str, str],
 ) -> Path:
     """Write `<output_dir>/qc`; an older report there is replaced when the new one is complete.
 
-    The table of decisions is read twice, block by block: first for the label pages, the cases and the organs, then for
-    the histograms. The page loads a block of cases when one of them is opened.
+    The table of decisions is read once, chunk by chunk. Then each case of the review set is read once.
 
     Args:
-        output_dir: folder in which `qc` is written.
-        decisions: returns the table of decisions in chunks of whole cases, in order of case; called twice. Its columns
-            are `case`, `label`, `organ`, each voting feature and its `_percentile`, `votes`, `decision` (`keep`,
-            `reject` or `drop`) and `reason`.
+        output_dir: folder in which `qc` is written, and `crops` if wanted.
+        decisions: the table of decisions in chunks of whole cases, in order of case: `case`, `label`, `organ`, each
+            voting feature and its `_percentile`, `votes`, `decision` (`keep`, `reject`, `drop`, or `missing` for an
+            organ that the case lacks) and `reason`.
         thresholds: the content of `thresholds.json`.
-        sources: case to the file of its label map, for the pictures; a file that cannot be read has no picture.
+        sources: case to the file of its label map; what cannot be read has no picture.
         load: reads such a file as a MetaTensor (1, I, J, K).
-        worst: maximum number of cases with a picture: those with most rejected labels, then those farthest outside.
+        review: which labels have pictures.
+        failures: case to the reason why it could not be measured.
 
     Returns:
         The file `index.html`.
 
     Raises:
-        InputError: `worst` is negative, the table lacks columns or is out of order, the thresholds lack an entry, a
-            library is not installed, or `qc` is not a report.
+        InputError: the thresholds lack an entry or a label of the table, or `qc` is not a report.
     """
-    if worst < 0:
-        raise InputError(f"worst is {worst}: give the number of cases to draw, 0 for none.")
-    limits = Limits.read(thresholds)
-    with whole_folder(Path(output_dir) / "qc") as folder:
-        copy_assets(folder)
-        index, organs = CaseIndex(), OrganCounts(limits)
-        for number, block in enumerate(_blocks(decisions, limits)):
-            excess = limits.excess(block.labels, block.values)
-            index.add(block, excess)
-            organs.add(block)
-            write_data(folder, f"labels-{number:05d}", _page(block))
-        chosen = index.worst(worst)
-        histograms, rejected = _second_pass(_blocks(decisions, limits), organs, chosen)
-        worst_cases = [_worst_case(folder, n, case, index, rejected, sources, load) for n, case in enumerate(chosen)]
-        write_data(folder, "overview", _overview(thresholds, index, organs, worst_cases))
-        write_data(folder, "histograms", histograms.data())
-        write_data(folder, "cases", index.data())
-    return Path(output_dir) / "qc" / "index.html"
+    limits, output_dir = Limits.read(thresholds), Path(output_dir)
+    with whole_folder(output_dir / "qc") as folder:
+        summary, chosen, digest, starts = Summary(limits), ReviewSet(review), hashlib.sha256(), []
+        for table in _with_margins(decisions, limits):
+            digest.update(pd.util.hash_pandas_object(table[_IDENTITY], index=False).to_numpy().tobytes())
+            for first, page in _pages(table, limits):
+                write_data(folder, f"labels-{len(starts):05d}", page)
+                starts.append(summary.number_of_cases + first)
+            summary.add(table)
+            chosen.add(table)
+        organs = dict(zip(limits.labels.tolist(), limits.organs, strict=True))
+        crops = CropFolder(output_dir / "crops", organs) if review.crops else None
+        pictures = PictureWriter(folder, organs=organs, sources=sources, images=review.paths, load=load, crops=crops)
+        write_data(folder, "review", _review(chosen.chosen(), summary, pictures))
+        write_data(folder, "cases", columns(summary.cases))
+        write_data(folder, "rejected", summary.listed())
+        write_data(folder, "distributions", summary.distributions())
+        about = {"fingerprint": digest.hexdigest()[:16], "failures": dict(sorted(failures.items())), "starts": starts}
+        write_data(folder, "overview", about | _overview(thresholds, summary, review))
+    return output_dir / "qc" / "index.html"
 
 
-def _blocks(decisions: Callable[[], Iterable[pd.DataFrame]], limits: Limits) -> Iterator[Block]:
-    return read_blocks(decisions(), features=limits.features, votes=limits.votes, cases=CASES_PER_PAGE)
+def _with_margins(decisions: Iterable[pd.DataFrame], limits: Limits) -> Iterator[pd.DataFrame]:
+    """Add how far each label is outside, NaN for missing organs; a rejected one is never inside."""
+    for table in decisions:
+        if len(table):
+            values = table[limits.features].to_numpy(dtype=float)
+            margin = limits.margins(limits.rows(table["label"].to_numpy()), values)
+            margin[table["decision"] == "missing"] = np.nan
+            margin[table["decision"] == "reject"] = margin[table["decision"] == "reject"].clip(0)
+            yield table.assign(margin=margin, reason=table["reason"].fillna(""))
 
 
-def _page(block: Block) -> dict[str, Any]:
-    """Return the labels of a block's cases as compressed columns; percentiles are in hundredths."""
-    hundredths = np.where(np.isnan(block.percentiles), _NO_PERCENTILE, np.round(block.percentiles * 100))
-    reasons = {row: text for row, text in enumerate(block.reasons) if text}
+def _pages(table: pd.DataFrame, limits: Limits) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the labels of CASES_PER_PAGE cases at a time, after the number of their first case in the table."""
+    number = pd.factorize(table["case"])[0]
+    for first in range(0, number[-1] + 1, CASES_PER_PAGE):
+        rows = table[(number >= first) & (number < first + CASES_PER_PAGE)]
+        yield first, columns(rows[["case", "label", "votes", "decision", "reason"]]) | _measured(rows, limits)
+
+
+def _measured(table: pd.DataFrame, limits: Limits) -> dict[str, list[list[float | None]]]:
+    percentiles = [f"{name}_percentile" for name in limits.features]
+    return {"values": plain(table[limits.features]), "percentiles": plain(table[percentiles])}
+
+
+def _review(items: pd.DataFrame, summary: Summary, pictures: PictureWriter) -> dict[str, Any]:
+    """Write the pictures and return the labels to review, in order, with the ordinary organ of each."""
+    if items.empty:
+        return {"items": {"case": [], "label": []}, "ordinary": {}}
+    ordinary = {label: case for label, case in summary.ordinary.items() if label in set(items["label"])}
+    found = pictures.write(items, ordinary, summary.rejected_of({*items["case"], *ordinary.values()}))
+    shown = columns(items[["case", "label", "votes", "decision", "margin", "reason"]])
+    shown |= _measured(items, summary.limits)
+    shown["picture"] = [found[case, int(label)] for case, label in zip(items["case"], items["label"], strict=True)]
+    beside = {label: {"case": case, **found[case, label]} for label, case in ordinary.items()}
+    return {"items": shown, "ordinary": beside}
+
+
+def _overview(thresholds: Mapping[str, Any], summary: Summary, review: ReviewOptions) -> dict[str, Any]:
+    settings = {name: value for name, value in thresholds.items() if isinstance(value, str | int | float)}
     return {
-        "names": packed_json(block.names),
-        "starts": packed(block.starts.astype(np.uint32)),
-        "label": packed(block.labels.astype(np.uint16)),
-        "votes": packed(block.votes.astype(np.uint8)),
-        "decision": packed(block.decisions),
-        "values": [packed_decimals(column) for column in block.values.T],
-        "percentiles": [packed(column.astype(np.uint16)) for column in hundredths.T],
-        "reasons": packed_json(reasons),
-    }
-
-
-def _second_pass(
-    blocks: Iterable[Block], organs: OrganCounts, chosen: Sequence[int]
-) -> tuple[Histograms, dict[int, list[dict[str, Any]]]]:
-    """Count the histograms, and collect the rejected labels of the chosen cases with their reasons."""
-    histograms, rejected, first = Histograms(organs), {}, 0
-    for block in blocks:
-        histograms.add(block)
-        for case in set(chosen) & set(range(first, first + len(block.names))):
-            rows = np.arange(block.starts[case - first], block.starts[case - first + 1])
-            rows = rows[block.rejected[rows]]
-            rejected[case] = [{"label": int(block.labels[row]), "reason": block.reasons[row]} for row in rows]
-        first += len(block.names)
-    return histograms, rejected
-
-
-def _worst_case(
-    folder: Path,
-    number: int,
-    case: int,
-    index: CaseIndex,
-    rejected: Mapping[int, Sequence[Mapping[str, Any]]],
-    sources: Mapping[str, str],
-    load: Callable[[str], Any],
-) -> dict[str, Any]:
-    """Draw a case and return its entry for the page."""
-    about = {**index.case(case), "rejections": rejected[case]}
-    source, picture = sources.get(about["case"], ""), f"pictures/{number:03d}.png"
-    if not source:
-        return {**about, "picture": None, "why": "the path of its label map is unknown"}
-    try:
-        labels = [row["label"] for row in rejected[case]]
-        volume = load(source)
-        array, affine = volume[0].numpy(), volume.affine.numpy()
-        size_px = draw_organ(array, affine, folder / picture, label=about["worst"], rejected=labels)
-    except InputError as error:
-        why = str(error).removeprefix(f"{source}: ").rstrip(".")
-        return {**about, "picture": None, "why": f"{Path(source).name}: {why}"}
-    return {**about, "picture": picture, "size": size_px}
-
-
-def _overview(
-    thresholds: Mapping[str, Any], index: CaseIndex, organs: OrganCounts, worst: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    features, votes = thresholds["features"], thresholds["votes"]
-    settings = {k: v for k, v in thresholds.items() if isinstance(v, str | int | float)}
-    return {
-        "totals": index.totals(),
+        "totals": summary.totals(),
         "rule": rule_in_words(thresholds),
-        "settings": settings,
-        "features": list(features),
-        "votes": votes,
-        "cases_per_page": CASES_PER_PAGE,
-        "organs": organs.data(),
-        "worst": list(worst),
+        "settings": settings | {"review_order": review.order, "review_labels": review.labels},
+        "features": summary.limits.features,
+        "organs": summary.organs(),
     }
 
 

@@ -1,5 +1,4 @@
 import dataclasses
-import json
 import os
 import shutil
 import weakref
@@ -14,6 +13,7 @@ from scripts.common import fingerprint
 from scripts.common.errors import InputError
 from scripts.solf import workflow
 from scripts.solf.workflow import write_parquet
+from tests.scripts.solf.report.test_write import received
 
 
 def test_same_cases_with_the_same_settings_are_measured_once(cohort_dataset, cleaner, measured):
@@ -53,7 +53,8 @@ def test_other_code_of_what_runs_on_a_case_starts_afresh(cohort_dataset, cleaner
 def test_other_code_of_the_report_changes_no_result(cohort_dataset, cleaner, measured, monkeypatch):
     cleaner(cohort_dataset(2)).run()
     original = fingerprint._file_hash
-    monkeypatch.setattr(fingerprint, "_file_hash", lambda path: "edited" if "report" in str(path) else original(path))
+    folder = "/solf/report/"
+    monkeypatch.setattr(fingerprint, "_file_hash", lambda path: "edited" if folder in str(path) else original(path))
     cleaner(cohort_dataset(2)).run()
     assert len(measured) == 2
 
@@ -108,14 +109,31 @@ def test_failure_while_tables_are_made_leaves_the_old_file(tmp_path):
 def test_report_reads_the_decisions_that_were_written(cohort_dataset, cleaner, tmp_path, judged):
     cleaner(cohort_dataset(10), qc=True).run()
     table = pd.read_parquet(tmp_path / "out" / "decisions.parquet")
-    text = (tmp_path / "out" / "qc" / "data" / "overview.js").read_text()
-    overview = json.loads(text.removeprefix('qc.receive("overview",').removesuffix(");\n"))
+    overview, review = (received(tmp_path / "out" / "qc", name) for name in ("overview", "review"))
     rejected = table[table["decision"] == "reject"]
     assert overview["totals"]["cases"] == 10
     assert overview["totals"]["labels"] == len(table)
     assert overview["totals"]["rejected"] == len(rejected) > 1
-    assert {row["case"] for row in overview["worst"]} == set(rejected["case"])
-    assert all(row["picture"] for row in overview["worst"])
+    shown = review["items"]
+    assert len(shown["case"]) == len(table)  # fewer than review_labels
+    assert set(zip(rejected["case"], rejected["label"], strict=True)) <= set(
+        zip(shown["case"], shown["label"], strict=True)
+    )
+    assert all("file" in picture for picture in shown["picture"])
+
+
+def test_options_of_the_review_are_refused_at_once(cohort_dataset, cleaner):
+    with pytest.raises(InputError, match="review_order is 'livr': give worst, random or the name of an organ"):
+        cleaner(cohort_dataset(1), qc=True, review={"order": "livr"})
+
+
+def test_failed_cases_are_in_the_report(cohort_dataset, cleaner, tmp_path):
+    dataset = cohort_dataset(3)
+    dataset.data.append({"case": "bad", "image": str(tmp_path / "none.nii.gz")})
+    cleaner(dataset, qc=True).run()
+    failures = received(tmp_path / "out" / "qc", "overview")["failures"]
+    assert list(failures) == ["bad"]
+    assert "no such file" in failures["bad"]
 
 
 def test_label_map_that_changes_before_the_tables_are_written_is_processed_again_by_the_next_run(

@@ -1,146 +1,87 @@
 "use strict";
-/* Tables by DataTables. It parses cells as HTML, so each text is escaped or becomes an element. */
-qc.tables = {
-  text: DataTable.render.text(),
+/* A table that sorts by a click on a column and shows one page of rows. A column has a title, value(row) to sort by, and
+   perhaps show(row), an element or a text, and a class. */
+qc.Table = class {
+  constructor(place, columns, { sort = 0, descending = false, size = 50, nothing = "none" } = {}) {
+    Object.assign(this, { columns, by: sort, descending, size, nothing, rows: [], page: 0 });
+    this.heads = columns.map((column, n) => qc.element("th", { scope: "col", className: column.class ?? "" },
+      qc.element("button", { type: "button", onclick: () => this.sort(n) }, column.title)));
+    this.body = qc.element("tbody");
+    this.count = qc.element("output");
+    this.steps = [["Previous", -1], ["Next", 1]].map(([text, step]) =>
+      qc.element("button", { type: "button", onclick: () => this.turn(this.page + step) }, text));
+    const head = qc.element("thead", {}, qc.element("tr", {}, ...this.heads));
+    place.replaceChildren(
+      qc.element("div", { className: "scroll" }, qc.element("table", {}, head, this.body)),
+      qc.element("p", { className: "pages" }, this.count, ...this.steps));
+  }
 
-  /* A column of numbers, shown as show(value). */
-  column: (title, data, show = qc.number) => ({
-    title, data, className: "dt-right", orderSequence: ["desc", "asc"],
-    render: { _: (value) => (Number.isNaN(value) ? -Infinity : value ?? -Infinity), display: show, filter: () => "" },
-  }),
+  set(rows) {
+    this.rows = [...rows];
+    this.order();
+  }
 
-  textColumn: (title, data, options = {}) => ({ title, data, type: "string", render: qc.tables.text, ...options }),
+  sort(column) {
+    this.descending = this.by === column ? !this.descending : typeof this.columns[column].value(this.rows[0]) === "number";
+    this.by = column;
+    this.order();
+  }
 
-  /* Turn the cells of a column into links to link(row). */
-  linked: (column, link) => ({
-    ...column,
-    createdCell(cell, _, row) {
-      cell.replaceChildren(qc.element("a", { href: link(row), textContent: cell.textContent }));
-    },
-  }),
-
-  make(place, options, below = { bottomStart: null, bottomEnd: null }) {
-    const layout = { topStart: null, topEnd: null, ...below };
-    return new DataTable(place, { autoWidth: false, paging: false, layout, ...options });
-  },
-
-  organs(overview, redrawn) {
-    const features = overview.features.map((name, column) =>
-      this.column(`outside: ${qc.words(name)}`, (row) => row.outside[column], qc.count));
-    const table = this.make("#organ-table", {
-      data: overview.organs, order: [[4, "desc"]],
-      columns: [
-        this.column("id", "label", String),
-        this.linked(this.textColumn("organ", (row) => qc.words(row.organ)), (row) => `#distributions/${row.label}`),
-        this.column("labels", "labels", qc.count),
-        this.linked(this.column("rejected", "rejected", qc.count), (row) => `#cases/${qc.words(row.organ)}`),
-        this.column("share", (row) => (row.labels ? row.rejected / row.labels : 0), qc.percent),
-        ...features,
-        this.column("fitted on", (row) => row.subjects, (n) => (n === null ? "–" : qc.count(n))),
-      ],
+  order() {
+    const keys = new Map(this.rows.map((row) => [row, this.columns[this.by].value(row) ?? -Infinity]));
+    const sign = this.descending ? -1 : 1;
+    this.rows.sort((a, b) => {
+      const [x, y] = [keys.get(a), keys.get(b)];
+      return x < y ? -sign : x > y ? sign : 0;
     });
-    const inOrder = () => table.rows({ order: "applied" }).data().toArray();
-    table.on("draw", () => redrawn(inOrder()));
-    return table;
-  },
+    this.heads.forEach((head, n) =>
+      head.setAttribute("aria-sort", n !== this.by ? "none" : this.descending ? "descending" : "ascending"));
+    this.turn(0);
+  }
 
-  /* All cases. DataTables asks for 25 rows at a time; they are sorted and filtered by the index in memory. */
-  cases(index, organs) {
-    const keys = this.caseKeys(index, organs);
-    const orders = new Map();
-    const ordered = (order) => {
-      const name = order.map(({ column, dir }) => `${column} ${dir}`).join();
-      if (!orders.has(name)) orders.set(name, this.sorted(keys, order));
-      return orders.get(name);
-    };
-    return this.make("#case-table", {
-      serverSide: true, searching: false, paging: true, pageLength: 25, lengthMenu: [25, 100, 500],
-      order: [[2, "desc"], [5, "desc"]], columns: this.caseColumns(index, organs),
-      ajax: (request, answer) => {
-        const fits = this.fitting(index, organs);
-        const found = ordered(request.order).filter((row) => fits[row]);
-        document.getElementById("case-count").value =
-          `${qc.count(found.length)} of ${qc.count(index.names.length)} cases`;
-        const rows = Array.from(found.subarray(request.start, request.start + request.length));
-        answer({ draw: request.draw, recordsTotal: index.names.length, recordsFiltered: found.length, data: rows });
-      },
-    }, { bottomStart: ["info", "pageLength"], bottomEnd: "paging" });
-  },
+  turn(page) {
+    this.page = page;
+    const [first, total] = [page * this.size, this.rows.length];
+    const last = Math.min(first + this.size, total);
+    this.body.replaceChildren(...this.rows.slice(first, last).map((row) =>
+      qc.element("tr", {}, ...this.columns.map((column) =>
+        qc.element("td", { className: column.class ?? "" }, column.show ? column.show(row) : column.value(row))))));
+    this.count.value = total ? `${qc.count(first + 1)}–${qc.count(last)} of ${qc.count(total)}` : this.nothing;
+    this.steps.forEach((step) => { step.hidden = total <= this.size; });
+    this.steps[0].disabled = page === 0;
+    this.steps[1].disabled = last === total;
+  }
+};
 
-  /* Numbers by which each column is sorted. */
-  caseKeys(index, organs) {
-    const names = [...organs.values()].sort();
-    const state = index.rejected.map((n, row) => (index.dropped[row] ? 2 : Math.min(n, 1)));
-    const place = (label) => (label ? names.indexOf(organs.get(label)) : names.length);
-    const places = new Map([0, ...organs.keys()].map((label) => [label, place(label)]));
-    return [
-      Uint32Array.from(index.names.keys()), index.labels, index.rejected, state,
-      Uint16Array.from(index.worst, (label) => places.get(label)), index.excess,
-    ];
-  },
-
-  /* Sort rows by the numbers of one column, then of the next; ties by name. */
-  sorted(keys, order) {
-    const by = order.map(({ column, dir }) => [keys[column], dir === "desc" ? -1 : 1]);
-    return Uint32Array.from(keys[0].keys()).sort((a, b) => {
-      for (const [key, sign] of by) if (key[a] !== key[b]) return sign * (key[a] - key[b]);
-      return a - b;
-    });
-  },
-
-  /* One byte per case: whether it passes the filters. */
-  fitting(index, organs) {
-    const text = qc.searched(document.getElementById("case-text").value);
-    const decision = document.getElementById("case-decision").value;
-    const named = [...organs].filter(([, organ]) => qc.searched(organ).includes(text));
-    const wanted = new Set(named.map(([label]) => label));
-    const passes = {
-      all: () => true, rejected: (row) => index.rejected[row] > 0, dropped: (row) => index.dropped[row] > 0,
-      kept: (row) => !index.rejected[row] && !index.dropped[row],
-    }[decision];
-    const hasOrgan = (row) => {
-      for (let at = index.ends[row] - index.rejected[row]; at < index.ends[row]; at++) {
-        if (wanted.has(index.rejections[at])) return true;
-      }
-      return false;
-    };
-    return Uint8Array.from(index.searched, (name, row) => passes(row) && (name.includes(text) || hasOrgan(row)));
-  },
-
-  caseColumns(index, organs) {
-    const state = (row) => (index.dropped[row] ? "dropped" : index.rejected[row] ? "rejected" : "kept");
-    const rejections = (row) => {
-      const labels = index.rejections.subarray(index.ends[row] - index.rejected[row], index.ends[row]);
-      const names = Array.from(labels.subarray(0, 6), (label) => qc.words(organs.get(label)));
-      return names.join(", ") + (labels.length > 6 ? ` and ${labels.length - 6} more` : "");
-    };
-    return [
-      this.linked(this.textColumn("case", (row) => index.names[row]), (row) => `#case/${row}`),
-      this.column("labels", (row) => index.labels[row], qc.count),
-      this.column("rejected", (row) => index.rejected[row], qc.count),
-      this.textColumn("decision", state),
-      this.textColumn("worst organ", (row) => (index.worst[row] ? qc.words(organs.get(index.worst[row])) : "")),
-      this.column("how far outside", (row) => index.excess[row]),
-      this.textColumn("rejected organs", rejections, { orderable: false }),
-    ];
-  },
-
-  /* The labels of one case; rows come from its data file. */
-  labels(features) {
-    const measured = features.flatMap((name, column) => [
-      this.column(qc.words(name), (row) => row.values[column]),
-      this.column("percentile", (row) => row.percentiles[column], (p) => (Number.isNaN(p) ? "–" : p.toFixed(2))),
-    ]);
-    return this.make("#label-table", {
-      data: [], order: [[2, "desc"], [3, "desc"]],
-      columns: [
-        this.column("id", "label", String),
-        this.textColumn("organ", (row) => qc.words(row.organ)),
-        this.textColumn("decision", "decision", { createdCell: (cell, text) => cell.classList.add(text) }),
-        this.column("votes", "votes", String),
-        this.textColumn("reason", "reason", { className: "reason" }),
-        ...measured,
-      ],
-    });
-  },
+/* A histogram as SVG: kept and rejected labels, stacked, with the thresholds and the median. The first and the last bin
+   count what lies beyond the others. */
+qc.histogram = (feature, one) => {
+  const [width, height, floor] = [400, 150, 128];
+  const make = (tag, attributes, ...children) => {
+    const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+    node.append(...children);
+    return node;
+  };
+  const bins = one.kept.length - 2;
+  const most = Math.max(1, ...one.kept.map((kept, n) => kept + one.rejected[n]));
+  const step = width / (bins + 2);
+  const edge = (n) => one.start + ((one.stop - one.start) * (n - 1)) / bins;
+  const bars = one.kept.flatMap((kept, n) => {
+    const range = n === 0 ? `below ${qc.number(edge(1))}` : n > bins ? `above ${qc.number(edge(n))}`
+      : `${qc.number(edge(n))} to ${qc.number(edge(n + 1))}`;
+    const text = `${range}: ${kept} kept, ${one.rejected[n]} rejected`;
+    const tall = (count) => (count ? Math.max((count / most) * (floor - 8), 1.5) : 0);
+    const [low, high] = [tall(kept), tall(one.rejected[n])];
+    return [["kept", floor - low, low], ["rejected", floor - low - high, high]].filter(([, , tall]) => tall).map(
+      ([name, y, tall]) => make("rect", { class: name, x: n * step + 0.4, y, width: step - 0.8, height: tall },
+        make("title", {}, text)));
+  });
+  const x = (value) => step + ((value - one.start) / (one.stop - one.start)) * bins * step;
+  const marks = ["low", "median", "high"].filter((name) => one[name] !== null).flatMap((name) => [
+    make("line", { class: name === "median" ? "median" : "threshold", x1: x(one[name]), x2: x(one[name]), y1: 4, y2: floor }),
+    make("text", { class: name, x: x(one[name]), y: height - 6 }, qc.number(one[name])),
+  ]);
+  return make("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `Histogram of ${qc.words(feature)}` },
+    ...bars, make("line", { class: "axis", x1: 0, x2: width, y1: floor, y2: floor }), ...marks);
 };

@@ -1,33 +1,39 @@
 "use strict";
 /* The views of the report; the address after # selects one. */
+qc.measured = (row, n) => {
+  const [value, percentile] = [row.values[n], row.percentiles[n]];
+  const strip = qc.element("span", { className: "strip" });
+  if (percentile !== null) {
+    const mark = qc.element("i");
+    mark.style.setProperty("left", `${percentile}%`);
+    strip.append(mark);
+  }
+  return qc.element("span", { title: percentile === null ? "" : `percentile ${percentile}` },
+    qc.number(value), percentile === null ? "" : qc.element("small", {}, ` ${percentile.toFixed(1)}`), strip);
+};
+
 qc.views = {
   async start() {
-    this.followColors();
     this.overview = await qc.load("overview");
     this.organs = new Map(this.overview.organs.map((row) => [row.label, row.organ]));
+    qc.verdicts.open(this.overview.fingerprint);
     this.fillOverview();
-    this.fillWorst();
-    this.fillChoices();
+    const seen = this.overview.organs.filter((row) => row.labels);
+    qc.options(qc.id("organ"), seen.map((row) => [row.label, `${row.label} ${qc.words(row.organ)}`]));
+    qc.id("organ").addEventListener("change", () => { location.hash = `#organs/${qc.id("organ").value}`; });
     window.addEventListener("hashchange", () => this.route().catch(qc.problem));
     await this.route();
-  },
-
-  /* Follow the system's light or dark mode. */
-  followColors() {
-    const dark = window.matchMedia("(prefers-color-scheme: dark)");
-    const apply = () => document.documentElement.classList.toggle("dark", dark.matches);
-    apply();
-    dark.addEventListener("change", () => {
-      apply();
-      this.drawOrgans().then(() => this.drawHistograms()).catch(qc.problem);
-    });
   },
 
   async route() {
     const [part, ...rest] = decodeURIComponent(location.hash.slice(1)).split("/");
     if (part === "main") return;
-    const known = ["overview", "distributions", "worst", "cases", "case"].includes(part) ? part : "overview";
-    document.getElementById("problem").hidden = true;
+    const open = {
+      overview: () => {}, organs: this.openOrgan, rejected: this.openRejected, cases: this.openCases,
+      case: this.openCase, review: this.openReview,
+    };
+    const known = Object.hasOwn(open, part) ? part : "overview";
+    qc.id("problem").hidden = true;
     document.querySelectorAll("main > section").forEach((section) => {
       section.hidden = section.id !== `view-${known}`;
     });
@@ -36,184 +42,176 @@ qc.views = {
       current ? link.setAttribute("aria-current", "page") : link.removeAttribute("aria-current");
     });
     window.scrollTo(0, 0);
-    const open = {
-      overview: () => this.drawOrgans(),
-      distributions: () => this.openDistributions(rest[0]),
-      worst: () => {},
-      cases: () => this.openCases(rest.join("/")),
-      case: () => this.openCase(Number(rest[0])),
-    };
-    await open[known]();
+    await open[known].call(this, ...rest);
   },
 
   fillOverview() {
-    const { totals, rule, settings } = this.overview;
+    const { totals, rule, settings, failures, fingerprint } = this.overview;
+    const failed = Object.entries(failures);
     const share = totals.labels ? ` (${qc.percent(totals.rejected / totals.labels)})` : "";
     const tiles = {
-      cases: qc.count(totals.cases),
-      labels: qc.count(totals.labels),
-      "rejected labels": qc.count(totals.rejected) + share,
-      "cases with a rejected label": qc.count(totals.cases_with_rejections),
-      "dropped cases": qc.count(totals.dropped),
+      cases: [totals.cases, "#cases"], labels: [totals.labels, ""],
+      "rejected labels": [totals.rejected, "#rejected/all/reject", share], "missing organs": [totals.missing, "#rejected/all/missing"],
+      "cases with a rejected label": [totals.cases_with_rejections, "#cases"], "dropped cases": [totals.dropped, ""],
+      "failed cases": [failed.length, ""],
     };
-    for (const [name, value] of Object.entries(tiles)) {
-      const parts = [qc.element("dt", {}, name), qc.element("dd", {}, value)];
-      document.getElementById("totals").append(qc.element("div", {}, ...parts));
+    for (const [name, [value, href, more = ""]] of Object.entries(tiles)) {
+      const text = qc.count(value) + more;
+      qc.id("totals").append(qc.element("div", {}, qc.element("dt", {}, name),
+        qc.element("dd", {}, href && value ? qc.link(href, text) : text)));
     }
-    document.getElementById("rule").textContent = rule;
-    for (const [name, value] of Object.entries(settings)) {
-      document.getElementById("settings").append(
-        qc.element("dt", {}, qc.words(name)), qc.element("dd", {}, String(value)));
+    qc.id("rule").textContent = rule;
+    for (const [name, value] of Object.entries({ ...settings, "fingerprint of the decisions": fingerprint })) {
+      qc.id("settings").append(qc.element("dt", {}, qc.words(name)), qc.element("dd", {}, String(value)));
     }
-    this.organTable = qc.tables.organs(this.overview, (rows) => this.drawOrgans(rows).catch(qc.problem));
-    const orders = { "rejected share": [4, "desc"], "rejected labels": [3, "desc"], organ: [1, "asc"], id: [0, "asc"],
-      "labels": [2, "desc"] };
-    const select = document.getElementById("organ-order");
-    select.append(...Object.keys(orders).map((name) => qc.element("option", {}, name)));
-    select.addEventListener("change", () => this.organTable.order(orders[select.value]).draw());
+    qc.id("failed").hidden = !failed.length;
+    new qc.Table(qc.id("failed-table"), [
+      { title: "case", value: ([name]) => name }, { title: "reason", value: ([, reason]) => reason, class: "text" },
+    ], { size: 10 }).set(failed);
+    this.organTable().set(this.overview.organs);
   },
 
-  async drawOrgans(rows) {
-    if (document.getElementById("view-overview").hidden) return;
-    const ordered = rows ?? this.organTable.rows({ order: "applied" }).data().toArray();
-    await qc.charts.organs(ordered.filter((row) => row.labels), document.getElementById("organ-chart"));
+  organTable() {
+    const most = Math.max(...this.overview.organs.map((row) => row.rejected / (row.labels || 1)), 1e-9);
+    const share = (row) => (row.labels ? row.rejected / row.labels : 0);
+    const bar = (row) => {
+      const fill = qc.element("i");
+      fill.style.setProperty("width", `${(100 * share(row)) / most}%`);
+      return qc.element("span", { className: "share" }, qc.element("span", { className: "bar" }, fill), qc.percent(share(row)));
+    };
+    const outside = (row) => this.overview.features.flatMap((name, n) =>
+      row.outside[n] ? [`${qc.words(name)} ${qc.count(row.outside[n])}`] : []).join(", ");
+    const counted = (name, decision) => ({
+      title: name, value: (row) => row[name], class: "number",
+      show: (row) => row[name] ? qc.link(`#rejected/${row.label}/${decision}`, qc.count(row[name])) : "0",
+    });
+    return new qc.Table(qc.id("organ-table"), [
+      { title: "id", value: (row) => row.label, class: "number" },
+      { title: "organ", value: (row) => row.organ, class: "organ", show: (row) =>
+        row.labels ? qc.link(`#organs/${row.label}`, qc.words(row.organ)) : qc.words(row.organ) },
+      { title: "rejected share", value: share, show: bar },
+      counted("rejected", "reject"), counted("missing", "missing"),
+      { title: "labels", value: (row) => row.labels, show: (row) => qc.count(row.labels), class: "number" },
+      { title: "labels outside, by feature", value: (row) => Math.max(...row.outside), class: "text", show: outside },
+      { title: "fitted on", value: (row) => row.subjects, class: "number" },
+    ], { sort: 2, descending: true, size: 200 });
   },
 
-  fillChoices() {
-    const organ = document.getElementById("organ");
-    const seen = this.overview.organs.filter((row) => row.labels);
-    const named = (row) => `${row.label} ${qc.words(row.organ)}`;
-    organ.append(...seen.map((row) => qc.element("option", { value: row.label }, named(row))));
-    const feature = document.getElementById("feature");
-    feature.append(qc.element("option", { value: "" }, "all"));
-    feature.append(...this.overview.features.map((name) => qc.element("option", { value: name }, qc.words(name))));
-    const draw = () => this.drawHistograms().catch(qc.problem);
-    [organ, feature].forEach((select) => select.addEventListener("change", draw));
+  async openOrgan(label = qc.id("organ").value) {
+    const all = await qc.load("distributions");
+    if (!all[label]) return;
+    qc.id("organ").value = label;
+    qc.id("organ-links").replaceChildren(qc.link(`#rejected/${label}`, "rejected labels"));
+    qc.id("histograms").replaceChildren(...all[label].map((one, n) => {
+      const feature = this.overview.features[n];
+      const drawn = one.start === null || one.low === one.high && one.low === null
+        ? qc.element("p", { className: "dim" }, "no thresholds") : qc.histogram(feature, one);
+      return qc.element("div", {}, qc.element("h3", {}, qc.words(feature)), drawn);
+    }));
   },
 
-  async openDistributions(label) {
-    if (label) document.getElementById("organ").value = label;
-    await this.drawHistograms();
+  /* The places of cases and labels in the review, "case number/label" to place. */
+  async pictured() {
+    const [cases, { items }] = await Promise.all([this.allCases(), qc.load("review")]);
+    const rows = new Map(cases.map((one) => [one.case, one.row]));
+    return new Map(items.case.map((name, n) => [`${rows.get(name)}/${items.label[n]}`, n]));
   },
 
-  async drawHistograms() {
-    const all = await qc.load("histograms");
-    const label = document.getElementById("organ").value;
-    const feature = document.getElementById("feature").value;
-    const grid = document.getElementById("histograms");
-    if (document.getElementById("view-distributions").hidden || !label) return;
-    const chosen = Object.entries(all[label]).filter(([name]) => !feature || name === feature);
-    const places = chosen.map(() => qc.element("div", { className: "plot" }));
-    grid.replaceChildren(...chosen.map(([name, one], n) =>
-      qc.element("div", {}, places[n], this.aboutHistogram(name, one))));
-    await Promise.all(chosen.map(([name, one], n) => one.start !== null && qc.charts.histogram(name, one, places[n])));
+  async allCases() {
+    this.cases ??= qc.rows(await qc.load("cases")).map((one, row) => ({ ...one, row }));
+    return this.cases;
   },
 
-  aboutHistogram(name, one) {
-    if (one.start === null) return qc.element("p", { className: "dim" }, `${qc.words(name)}: undefined for all labels.`);
-    const number = (value) => (value === null ? "none" : qc.number(value));
-    const bounds = `low ${number(one.low)}, median ${number(one.median)}, high ${number(one.high)}`;
-    const parts = [`${qc.words(name)}: ${bounds}.`];
-    if (one.below + one.above) parts.push(`Not shown: ${qc.count(one.below)} below, ${qc.count(one.above)} above.`);
-    return qc.element("p", { className: "dim" }, parts.join(" "));
+  look(pictured, row, label) {
+    const place = pictured.get(`${row}/${label}`);
+    return place === undefined ? qc.element("span", { className: "dim" }, "no picture") : qc.link(`#review/${place}`, "look");
   },
 
-  fillWorst() {
-    const list = document.getElementById("worst-list");
-    if (!this.overview.worst.length) list.append(qc.element("p", {}, "No label was rejected."));
-    for (const one of this.overview.worst) {
-      const link = qc.element("a", { href: `#case/${one.row}` }, one.case);
-      const reasons = one.rejections.map(({ label, reason }) =>
-        qc.element("li", {}, qc.element("b", {}, qc.words(this.organs.get(label))), `: ${reason}`));
-      let organs = qc.element("ul", {}, ...reasons);
-      if (reasons.length > 6) {
-        organs = qc.element("details", {}, qc.element("summary", {}, `${reasons.length} rejected organs`), organs);
-      }
-      const about = qc.element("p", { className: "dim" }, this.summary(one));
-      list.append(qc.element("article", {}, qc.element("h3", {}, link), about, this.picture(one), organs));
+  async openRejected(label = "", decision = "") {
+    if (!this.rejectedTable) {
+      const [cases, pictured, columns] = await Promise.all([this.allCases(), this.pictured(), qc.load("rejected")]);
+      const rows = qc.rows(columns).map((row) => ({ ...row, name: cases[row.row].case, organ: this.organs.get(row.label) }));
+      const table = new qc.Table(qc.id("rejected-table"), [
+        { title: "case", value: (row) => row.name, show: (row) => qc.link(`#case/${row.row}`, row.name), class: "text" },
+        { title: "organ", value: (row) => row.organ, class: "organ", show: (row) => qc.words(row.organ) },
+        { title: "decision", value: (row) => row.decision, show: (row) => qc.element("span", { className: row.decision }, row.decision) },
+        { title: "picture", value: (row) => pictured.get(`${row.row}/${row.label}`) ?? Infinity, class: "short",
+          show: (row) => this.look(pictured, row.row, row.label) },
+        { title: "how far outside", value: (row) => row.margin, show: (row) => qc.number(row.margin), class: "number" },
+        { title: "reason", value: (row) => row.reason, class: "text", show: (row) => qc.words(row.reason) },
+      ], { sort: 4, descending: true, nothing: "no such label" });
+      const found = this.overview.organs.filter((row) => row.rejected + row.missing);
+      qc.options(qc.id("rejected-organ"), [["", "all"], ...found.map((row) => [row.label, qc.words(row.organ)])]);
+      const [organ, kind, text] = ["rejected-organ", "rejected-decision", "rejected-case"].map(qc.id);
+      this.rejectedTable = () => {
+        const part = qc.searched(text.value);
+        table.set(rows.filter((row) => (!organ.value || row.label === Number(organ.value))
+          && (!kind.value || row.decision === kind.value) && qc.searched(row.name).includes(part)));
+      };
+      qc.watch([organ, kind, text], this.rejectedTable);
     }
+    qc.id("rejected-organ").value = label === "all" ? "" : label;
+    qc.id("rejected-decision").value = decision;
+    this.rejectedTable();
   },
 
-  summary(one) {
-    const parts = [`${one.rejected} of ${one.labels} labels rejected${one.dropped ? ", case dropped" : ""}`];
-    if (one.worst) {
-      const organ = qc.words(this.organs.get(one.worst));
-      parts.push(`farthest outside: ${organ}, by ${qc.number(one.excess)} of the distance between its thresholds`);
-    }
-    return parts.join("; ");
+  async openCases() {
+    if (this.caseTable) return;
+    const rows = await this.allCases();
+    const count = (name) => ({ title: name, value: (row) => row[name], show: (row) => qc.count(row[name]), class: "number" });
+    const table = this.caseTable = new qc.Table(qc.id("case-table"), [
+      { title: "case", value: (row) => row.case, show: (row) => qc.link(`#case/${row.row}`, row.case), class: "text" },
+      count("labels"), count("rejected"), count("missing"),
+      { title: "decision", value: (row) => (row.dropped ? "dropped" : row.rejected ? "rejected" : "kept") },
+      { title: "farthest outside", value: (row) => (row.worst ? this.organs.get(row.worst) : ""), show: (row) => (row.worst ? qc.words(this.organs.get(row.worst)) : "") },
+      { title: "how far", value: (row) => row.margin, show: (row) => (row.worst ? qc.number(row.margin) : ""), class: "number" },
+    ], { sort: 2, descending: true, nothing: "no such case" });
+    const [text, decision] = ["case-text", "case-decision"].map(qc.id);
+    const fits = {
+      all: () => true, rejected: (row) => row.rejected, missing: (row) => row.missing, dropped: (row) => row.dropped,
+      kept: (row) => !row.rejected && !row.dropped,
+    };
+    const draw = () => {
+      const part = qc.searched(text.value);
+      table.set(rows.filter((row) => fits[decision.value](row) && qc.searched(row.case).includes(part)));
+    };
+    qc.watch([text, decision], draw);
+    draw();
   },
 
-  picture(one) {
-    if (!one.picture) return qc.element("p", {}, `No picture: ${one.why}.`);
-    const alt = `Axial, coronal and sagittal slice through ${qc.words(this.organs.get(one.worst))} of ${one.case}`;
-    const [width, height] = one.size;
-    return qc.element("img", { className: "slices", loading: "lazy", alt, width, height, src: one.picture });
+  /* The features of a label, each with its percentile, and the reason of the decision. */
+  measured(label) {
+    const boxes = this.overview.features.map((name, n) => qc.element("div", {},
+      qc.element("small", {}, qc.words(name)), qc.measured(label, n)));
+    const reason = label.reason ? [qc.element("p", { className: "dim" }, qc.words(label.reason))] : [];
+    return [qc.element("div", { className: "measures" }, ...boxes), ...reason];
   },
 
-  async openCases(text) {
-    const index = await qc.cases();
-    const input = document.getElementById("case-text");
-    if (text) {
-      input.value = text;
-      document.getElementById("case-decision").value = "all";
-    }
-    if (!this.caseTable) {
-      this.caseTable = qc.tables.cases(index, this.organs);
-      let timer;
-      input.addEventListener("input", () => {
-        clearTimeout(timer);
-        timer = setTimeout(() => this.caseTable.draw(), 120);
-      });
-      document.getElementById("case-decision").addEventListener("change", () => this.caseTable.draw());
-    } else if (text) this.caseTable.draw();
+  async openCase(number) {
+    const [row, { starts, totals }] = [Number(number), this.overview];
+    if (!(row >= 0 && row < totals.cases)) throw new Error(`Case ${number} does not exist.`);
+    const page = starts.findLastIndex((start) => start <= row);
+    const [cases, columns, pictured] = await Promise.all([
+      this.allCases(), qc.load(`labels-${String(page).padStart(5, "0")}`), this.pictured()]);
+    const one = cases[row];
+    qc.id("case-name").textContent = one.case;
+    qc.id("case-summary").textContent = `${one.rejected} of ${one.labels} labels rejected`
+      + (one.missing ? `, ${one.missing} organs missing` : "") + (one.dropped ? "; the case is dropped" : "");
+    new qc.Table(qc.id("label-table"), [
+      { title: "organ", value: (label) => this.organs.get(label.label), class: "organ", show: (label) => qc.link(`#organs/${label.label}`, qc.words(this.organs.get(label.label))) },
+      { title: "decision", value: (label) => ["keep", "drop", "missing", "reject"].indexOf(label.decision), show: (label) => qc.element("span", { className: label.decision }, label.decision) },
+      { title: "picture", value: (label) => pictured.get(`${row}/${label.label}`) ?? Infinity, class: "short",
+        show: (label) => this.look(pictured, row, label.label) },
+      { title: "features and reason", value: (label) => label.votes, show: (label) => qc.element("div", {}, ...this.measured(label)) },
+    ], { sort: 1, descending: true, size: 200 }).set(qc.rows(columns).filter((label) => label.case === one.case));
+    qc.id("case-name").focus();
   },
 
-  async openCase(row) {
-    if (!(row >= 0 && row < this.overview.totals.cases)) throw new Error(`Case ${row} does not exist.`);
-    const size = this.overview.cases_per_page;
-    const name = `labels-${String(Math.floor(row / size)).padStart(5, "0")}`;
-    const page = await qc.load(name).then((packed) => qc.unpackAll(packed));
-    const labels = this.labelsOf(page, row % size);
-    const rejected = labels.filter((label) => label.rejected).length;
-    const known = this.overview.worst.find((one) => one.row === row);
-    document.getElementById("case-name").textContent = page.names[row % size];
-    document.getElementById("case-summary").textContent =
-      this.summary(known ?? { rejected, labels: labels.length, dropped: labels.some((l) => l.decision === "drop") });
-    const figure = document.getElementById("case-picture");
-    figure.hidden = !known;
-    figure.replaceChildren(...(known ? [this.picture(known)] : []));
-    this.showLabels(labels);
-    document.getElementById("case-name").focus();
-  },
-
-  labelsOf(page, place) {
-    const decisions = ["keep", "reject", "drop"];
-    const rows = [];
-    for (let row = page.starts[place]; row < page.starts[place + 1]; row++) {
-      const decision = decisions[page.decision[row]];
-      rows.push({
-        label: page.label[row], organ: this.organs.get(page.label[row]), votes: page.votes[row], decision,
-        rejected: decision === "reject" || (decision === "drop" && page.votes[row] >= this.overview.votes),
-        values: page.values.map((column) => qc.decimal(column, row)),
-        percentiles: page.percentiles.map((column) => (column[row] === 65535 ? NaN : column[row] / 100)),
-        reason: page.reasons[row] ?? "",
-      });
-    }
-    return rows;
-  },
-
-  showLabels(labels) {
-    const text = document.getElementById("label-text");
-    const decision = document.getElementById("label-decision");
-    if (!this.labelTable) {
-      this.labelTable = qc.tables.labels(this.overview.features);
-      const fits = (_, row) => qc.searched(row.organ).includes(qc.searched(text.value))
-        && (!decision.value || row.decision === decision.value);
-      this.labelTable.search.fixed("choice", fits);
-      text.addEventListener("input", () => this.labelTable.draw());
-      decision.addEventListener("change", () => this.labelTable.draw());
-    }
-    this.labelTable.clear().rows.add(labels).draw();
+  async openReview(place) {
+    if (!this.reviewing) await (this.reviewing = qc.review.start(this.overview, this.organs));
+    await this.reviewing;
+    if (place !== undefined) await qc.review.open(Number(place));
+    else qc.review.draw();
   },
 };
 

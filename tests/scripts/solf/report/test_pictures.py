@@ -1,72 +1,40 @@
-import json
-
 import nibabel as nib
 import numpy as np
 import pytest
-from PIL import Image
 
-from scripts.solf.transforms import LoadLabelMapd
-from tests.scripts.solf.report.test_write import received, small_table, write
+from scripts.solf.report.review import ReviewOptions
+from tests.scripts.solf.report.test_slices import AFFINE, kidneys, volume_of
+from tests.scripts.solf.report.test_write import ORGANS, load, received, small_table, write
 
-AMBER = (255, 176, 0)
-
-
-def kidneys(shape=(40, 30, 36)):
-    """Muscle around two kidneys, the right one (2) on the patient's right (RAS)."""
-    labels = np.zeros(shape, dtype=np.uint8)
-    labels[4:36, 4:26, 2:34] = 66
-    labels[26:32, 10:16, 10:22] = 2
-    labels[8:14, 10:16, 10:22] = 3
-    return labels
+ROWS = [("a", 2, 0.2, 0.95), ("a", 3, 0.38, 0.92), ("a", 66, 0.5, 0.8)]
 
 
-def pictured(folder, labels, *, affine=None, name="map.nii.gz", **options):
-    """Write a report of one case whose two kidneys are rejected, the right one farther, and return its worst case."""
+def pictured(folder, labels, *, rows=ROWS, name="map.nii.gz", images="", **options):
+    """Write a report of one case whose two kidneys are rejected, and return it with its review."""
+    folder.mkdir(exist_ok=True)
     if labels is not None:
-        nib.save(nib.Nifti1Image(labels, np.diag([4.0, 4, 5, 1]) if affine is None else affine), folder / name)
-    table = small_table([("a", 2, 0.2, 0.95), ("a", 3, 0.38, 0.92), ("a", 66, 0.5, 0.8)])
-    report = write(folder, table, sources={"a": str(folder / name)}, **options)
-    return received(report, "overview")["worst"][0], report
+        nib.save(nib.Nifti1Image(labels, AFFINE), folder / name)
+    review = ReviewOptions(labels=5, images=images, organs=ORGANS.values(), cases=["a"], **options.pop("review", {}))
+    sources = dict.fromkeys(("a", "b"), str(folder / name))
+    report = write(folder, small_table(rows), sources=sources, review=review, **options)
+    return report, received(report, "review")
 
 
-def pixels(report, worst):
-    return np.asarray(Image.open(report / worst["picture"]).convert("RGB")).astype(int)
+def test_review_shows_each_label_beside_an_ordinary_one(tmp_path):
+    report, review = pictured(tmp_path, kidneys())
+    items = review["items"]
+    assert (items["label"], items["decision"]) == ([2, 3, 66], ["reject", "reject", "keep"])
+    assert [(volume_of(received(report, one["file"])) == 1).sum() for one in items["picture"][:2]] == [432, 432]
+    assert list(review["ordinary"]) == ["66"]
+    assert review["ordinary"]["66"]["case"] == "a"
+    assert items["values"][0] == [0.2, 0.95]
 
 
-def test_picture_outlines_the_rejected_organs_and_fills_the_worst(tmp_path):
-    worst, report = pictured(tmp_path, kidneys())
-    picture = pixels(report, worst)
-    assert worst["size"] == [picture.shape[1], picture.shape[0]]
-    outline = np.abs(picture - AMBER).max(axis=-1) < 40
-    axial = np.flatnonzero(outline[:, : picture.shape[1] // 3].any(axis=0))
-    middle = int(axial.mean())
-    right, left = axial[axial < middle], axial[axial > middle]
-    assert len(right) > 10
-    assert len(left) > 10
-    row = np.flatnonzero(outline[:, right[0] : right[-1]].any(axis=1)).mean().astype(int)
-    inside = picture[row, [int(right.mean()), int(left.mean())]]
-    assert inside[0].sum() > 1.5 * inside[1].sum()  # the patient's right is on the left
-
-
-@pytest.mark.parametrize("axcodes", ["PSL", "LIA", "SRA"])
-def test_picture_does_not_depend_on_the_orientation(tmp_path, axcodes):
-    image = nib.Nifti1Image(kidneys(), np.diag([4.0, 4, 5, 1]))
-    turn = nib.orientations.axcodes2ornt(axcodes)
-    turned = image.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(image.affine), turn))
-    (tmp_path / "turned").mkdir()
-    one, report = pictured(tmp_path, kidneys())
-    other, turned_report = pictured(tmp_path / "turned", np.asarray(turned.dataobj), affine=turned.affine)
-    assert np.array_equal(pixels(report, one), pixels(turned_report, other))
-
-
-def test_picture_of_a_map_with_ids_of_its_own_is_the_same(tmp_path):
-    (tmp_path / "names.json").write_text(json.dumps({"7": "kidney_right", "1": "kidney_left", "9": "skeletal_muscle"}))
-    (tmp_path / "own").mkdir()
-    own = np.select([kidneys() == organ for organ in (2, 3, 66)], [7, 1, 9]).astype(np.uint8)
-    one, report = pictured(tmp_path, kidneys())
-    reader = LoadLabelMapd("image", label_names=tmp_path / "names.json")
-    other, own_report = pictured(tmp_path / "own", own, load=lambda path: reader({"image": path})["image"])
-    assert np.array_equal(pixels(report, one), pixels(own_report, other))
+def test_each_case_is_read_once(tmp_path):
+    calls = []
+    rows = [*ROWS, ("b", 2, 0.5, 0.8), ("b", 3, 0.51, 0.8)]
+    pictured(tmp_path, kidneys(), rows=rows, load=lambda path: calls.append(path) or load(path))
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize(
@@ -75,20 +43,44 @@ def test_picture_of_a_map_with_ids_of_its_own_is_the_same(tmp_path):
         (None, "map.nii.gz: no such file; correct the path"),
         (np.zeros((4, 4, 4), np.uint8), "map.nii.gz: does not hold label 2 any more"),
         (np.full((4, 4, 4), 0.5, np.float32), "map.nii.gz: holds 0.5, not a label"),
-        (np.full((4, 4, 4), -1, np.int16), "map.nii.gz: holds values from -1 to -1, labels are 0 to 254"),
     ],
 )
-def test_map_that_cannot_be_drawn_has_no_picture_but_a_reason(tmp_path, labels, why):
-    worst, report = pictured(tmp_path, labels)
-    assert worst["picture"] is None
-    assert worst["why"].startswith(why)
-    assert not worst["why"].endswith(".")  # the page adds it
-    assert not list((report / "pictures").iterdir())
+def test_label_without_a_picture_says_why(tmp_path, labels, why):
+    report, review = pictured(tmp_path, labels)
+    picture = review["items"]["picture"][0]
+    assert picture["why"].startswith(why)
+    assert not picture["why"].endswith(".")  # the page adds it
+    assert not list((report / "data").glob("slices-*"))
 
 
-def test_damaged_or_unknown_map_has_no_picture_but_a_reason(tmp_path):
-    (tmp_path / "bad.nii.gz").write_bytes(b"\x1f\x8bnothing")
-    worst, _ = pictured(tmp_path, None, name="bad.nii.gz")
-    assert worst["why"].startswith("bad.nii.gz: cannot be read whole")
-    table = small_table([("a", 2, 0.2, 0.95)])
-    assert received(write(tmp_path, table), "overview")["worst"][0]["why"] == "the path of its label map is unknown"
+def test_unknown_source_is_a_reason(tmp_path):
+    review = received(write(tmp_path, small_table(ROWS)), "review")
+    assert review["items"]["picture"][0] == {"why": "the path of its label map is unknown"}
+
+
+def test_image_is_shown_and_its_absence_is_noted(tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    nib.save(nib.Nifti1Image(np.where(kidneys() == 2, 100, 0).astype(np.int16), AFFINE), images / "a.nii.gz")
+    report, review = pictured(tmp_path / "out", kidneys(), rows=[*ROWS, ("b", 2, 0.5, 0.8)], images=images)
+    data = received(report, review["items"]["picture"][0]["file"])
+    own, image = volume_of(data) == 1, volume_of(data, "image")
+    assert image[own].mean() > 10 * image[~own].mean()
+    assert review["ordinary"]["2"]["without_image"] == "no image has the name of this case"
+    (images / "a.nii.gz").write_bytes(b"\x1f\x8bnothing")
+    _, review = pictured(tmp_path / "again", kidneys(), images=images)
+    assert review["items"]["picture"][0]["without_image"].startswith("a.nii.gz: cannot be read whole")
+
+
+def test_no_labels_for_review_need_no_maps(tmp_path):
+    def refuse(path):
+        raise AssertionError(path)
+
+    report = write(tmp_path, small_table(ROWS), labels=0, load=refuse, sources={"a": "a.nii"})
+    assert received(report, "review") == {"items": {"case": [], "label": []}, "ordinary": {}}
+
+
+def test_rejected_labels_become_crops(tmp_path):
+    pictured(tmp_path, kidneys(), review={"crops": True})
+    found = sorted(str(path.relative_to(tmp_path / "crops")) for path in (tmp_path / "crops").rglob("*.nii.gz"))
+    assert found == ["a/2_kidney_right_labels.nii.gz", "a/3_kidney_left_labels.nii.gz"]
