@@ -201,6 +201,19 @@ def clean_case(
     return pack_features(item["features"].numpy())
 
 
+def require_fit(path: str | Path) -> None:
+    """Say how to fit where there are no thresholds.
+
+    Raises:
+        InputError: there is nothing at `path`.
+    """
+    if not Path(path).exists():
+        raise InputError(
+            f"{path}: no such file; no thresholds come with the bundle: fit them with train.json to label maps of the "
+            "same kind, and set ckpt_path to the model.pt of the fit."
+        )
+
+
 def _bytes(content: Any, *, length: int = 0) -> torch.Tensor:
     """Return plain values as JSON, uint8; part of the weights, so it must not depend on installed versions.
 

@@ -84,7 +84,7 @@ def _in_order(chunks: Iterable[pd.DataFrame], columns: Sequence[str]) -> Iterato
                 if before is not None and not before < after:
                     raise InputError(f"case {after!r} comes after {before!r}; give whole cases, in order of name.")
             last = names[-1]
-            yield names, chunk[list(columns)]
+            yield names, chunk.loc[chunk["decision"] != "missing", list(columns)]
 
 
 def _starts(table: pd.DataFrame) -> np.ndarray:
