@@ -71,7 +71,6 @@ class CohortCleaner(CohortWorkflow):
         require_fit(self.ckpt_path)
         load_weights(self.network, self.ckpt_path)
         logger.info("%s: %s", self.ckpt_path, summary(self.network.thresholds))
-        write_json(self.output_dir / "thresholds.json", readable(self.network.thresholds))
         light = _without_quantiles(self.network)
         task = partial(clean_case, transform=self.transform, network=light, postprocessing=self.postprocessing)
         depends_on = [clean_case, light, type(self.postprocessing)]
@@ -81,6 +80,7 @@ class CohortCleaner(CohortWorkflow):
         finally:
             if self._journal:
                 self._remove_stale(states)
+        write_json(self.output_dir / "thresholds.json", readable(self.network.thresholds))
         counts = self.write_decisions()
         self._write_csv()
         if self.verdicts is not None:
