@@ -264,7 +264,8 @@ def main() -> int:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if not WORKER_ENVIRONMENT.items() <= os.environ.items():  # read when a process starts
-        os.execve(sys.executable, [*sys.orig_argv], os.environ | WORKER_ENVIRONMENT)  # noqa: S606 (this program)
+        command = [sys.executable, *sys.orig_argv[1:]]
+        return subprocess.run(command, env=os.environ | WORKER_ENVIRONMENT, check=False).returncode
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     with tempfile.TemporaryDirectory() as folder:
         paths = {"UK Biobank phantom": Path(folder) / "ukb.nii.gz"}

@@ -257,12 +257,7 @@ def test_validation_and_inference_agree_on_the_inferer(bundle):
 RUN_ELSEWHERE = """
 import importlib, json, pathlib, pkgutil, pydoc, sys
 
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {refused!r}:
-            raise ModuleNotFoundError(f"{{name}} is not among the declared packages", name=name)
-
-sys.meta_path.insert(0, Refuse())
+sys.modules.update(dict.fromkeys({refused!r}))  # as if they were not installed
 import scripts, torch
 for module in pkgutil.walk_packages(scripts.__path__, "scripts."):
     importlib.import_module(module.name)
@@ -303,7 +298,7 @@ def test_packed_bundle_runs_elsewhere_with_its_declared_packages_alone(bundle, d
     code = RUN_ELSEWHERE.format(base=str(base), workflows=present, settings=settings, trains=trains, refused=refused)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run([sys.executable, "-c", code], cwd=base, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[-6000:]
 
 
 def declared_packages(bundle):
