@@ -64,6 +64,11 @@ def stop_at(process, moment, number):
     return printed
 
 
+def accept_ctrl_c():
+    """Undo what a shell does to programs that it starts in the background, so that these tests may run there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def send(process, number):
     children = psutil.Process(process.pid).children(recursive=True) if number == signal.SIGINT else []
     for running in [psutil.Process(process.pid), *children]:
@@ -87,6 +92,7 @@ def test_stopped_command_leaves_one_line_and_nothing_half_written(
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=accept_ctrl_c,
     )
     printed = stop_at(process, moment, number)
     code = process.wait(60)
