@@ -64,7 +64,7 @@ class RunManifest(CaseHandler):
             {
                 "bundle": self.metadata.get("name"),
                 "version": self.metadata.get("version"),
-                "weights": {"file": str(self.ckpt_path), "sha256": file_sha256(self.ckpt_path)},
+                "weights": {"file": str(self.ckpt_path), "sha256": _sha256_if_any(self.ckpt_path)},
                 "settings": given_settings(sys.argv) if is_bundle_run() else {},
                 "libraries": {name: version(name) for name in ("monai", "torch")},
                 "device": torch.cuda.get_device_name(self.device) if is_gpu else str(self.device),
@@ -99,6 +99,11 @@ def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sha256_if_any(path: Path) -> str | None:
+    """Return the SHA-256 of the weights; None without a file, as in federated learning, whose server sends them."""
+    return file_sha256(path) if path.is_file() else None
 
 
 def input_sha256(path: Path) -> str:
