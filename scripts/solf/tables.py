@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +31,18 @@ _DTYPES = {
     **dict.fromkeys((*_SHAPE, *_AXES), "float64"),
     **dict.fromkeys(_BOX, "int64"),
     "touches_border": "bool",
-    "components": "int64",
+    **dict.fromkeys(("components", "euler_number"), "int64"),
     **dict.fromkeys(("normalized_volume", *_FIELD_OF_VIEW), "float64"),
     **dict.fromkeys(("asymmetry", "offset_x", "offset_y", "offset_z"), "float64"),
 }
 COLUMNS = tuple(_DTYPES)
 """Columns of the array of a case: those of `scripts.solf.features`, then those of `scripts.solf.anatomy`."""
+
+DESCRIBED = {
+    **dict.fromkeys(("volume_mm3", "asymmetry", "components", "euler_number"), "float64"),
+    "touches_border": "boolean",
+}
+"""Columns of a table of features that stand in its decisions too, whether they vote or not; types that have NaN."""
 
 
 def read_label_table(path: str | Path = "", *, ignore_id: int | None = None) -> dict[int, str]:
@@ -108,6 +114,11 @@ def cohort_table(cases: Iterable[tuple[str, np.ndarray]], organs: Mapping[int, s
     rows.insert(1, "label", np.array(list(organs))[organ])
     rows.insert(2, "organ", np.array(list(organs.values()), dtype=object)[organ])
     return rows
+
+
+def described(table: pd.DataFrame, *, without: Collection[str]) -> dict[str, pd.Series]:
+    """Return the columns `DESCRIBED` that a table of features has, but for those in `without`."""
+    return {name: table[name].astype(kind) for name, kind in DESCRIBED.items() if name in {*table} - {*without}}
 
 
 def pack_features(features: np.ndarray, sources: str = "") -> bytes:

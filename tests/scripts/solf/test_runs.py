@@ -8,4 +8,4 @@ def test_compiles_without_a_cache_if_numba_cannot_write_one(monkeypatch):
         return lambda function: (function, nogil)
 
     monkeypatch.setattr(runs.numba, "njit", njit)
-    assert runs._compiled(len) == (len, True)
+    assert runs.compiled(len) == (len, True)
