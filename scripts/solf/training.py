@@ -14,6 +14,7 @@ from monai.data import Dataset
 from scripts.common.errors import InputError
 from scripts.common.files import require_writable, write_json
 from scripts.models.weight_files import save
+from scripts.solf.dictionary import columns_of
 from scripts.solf.fitting import fit_thresholds, subjects_needed
 from scripts.solf.measuring import measure_case
 from scripts.solf.thresholds import INPUTS, readable
@@ -78,7 +79,7 @@ class FilterTrainer(CohortWorkflow):
         """Measure, fit and write."""
         self.measure(partial(measure_case, transform=self.transform), depends_on=[measure_case])
         features = self.output_dir / "features.parquet"
-        write_parquet(self.tables(), features)
+        write_parquet(self.tables(), features, columns=columns_of("features"))
         table = read_features(features)
         rule = self.choose_rule(table)
         fitted = fit_thresholds(table, organs=self.network.organs, version=self.version, **rule)
@@ -88,9 +89,12 @@ class FilterTrainer(CohortWorkflow):
         organs = int((fitted.subjects > 0).sum())
         logger.info("wrote thresholds %s of %d organs to %s", fitted.fingerprint, organs, self.ckpt_path)
         self._decisions_file.unlink(missing_ok=True)  # of earlier thresholds
-        if self.qc:
+        if self.qc or self.aggregate_only:
             counts = self.write_decisions()
             logger.info("%d organs are missing", counts["missing"])
+        if self.aggregate_only:
+            self.write_aggregate()
+        if self.qc:
             self.report()
 
 
