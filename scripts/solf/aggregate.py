@@ -23,16 +23,16 @@ _ENOUGH = 26  # values, for all quantiles: the five people of one are then none 
 _SETTINGS = ("rule", "epsilon_percent", "iqr_factor", "mad_factor", "decile_factor", "missing_percent", "version")
 _ABOUT = """Aggregated results of the label filter solf_filter: {cases} cases; {failed} more could not be read.
 
-aggregate.csv has a row per organ: the number of cases that have it, and in how many it is rejected, reported as missing
-or touches the image's edge; percentages are of all cases. Quantiles are means of the five values nearest in rank;
-the median is given from 5 values, the others from 26. Numbers have four digits.
+aggregate.csv has a row per organ: the number of cases that have it, and in how many of them it is rejected or touches
+the image's edge, or is reported as missing; percentages are of all cases. Quantiles are means of the five values
+nearest in rank; the median is given from 5 values, the others from 26. Numbers have four digits.
 thresholds.json has the thresholds of the filter that judged the labels, in three digits.
 
 No case is named and no row is one person's. A count below 5 is "<5", also 0. A count that leaves less than 5 of the
-whole that it is part of could be subtracted from it: it is given as ">N", or as "withheld" where the whole is not given
-exactly. There are no totals over organs. Thresholds of organs with less than 5 cases are left out, and those of the rule
-"percentile" where less than 5 people lie beyond. Two such folders of almost the same people can still be subtracted from
-each other: do not release both.
+whole that it is part of could be subtracted from it: it is given as ">N", or as "withheld" where the whole is not
+given exactly. There are no totals over organs. Thresholds of organs with less than 5 cases are left out, and those of
+the rule "percentile" where less than 5 people lie beyond. Two such folders of almost the same people could be
+subtracted from each other: do not release both.
 """
 
 
@@ -49,14 +49,12 @@ def check_folder(folder: Path) -> None:
         raise InputError(f"{folder}: holds {others[0]!r}, which is no aggregated result; move it away.")
 
 
-def write_aggregate(
-    folder: Path, *, decisions: Iterable[pd.DataFrame], thresholds: Thresholds, failed: int
-) -> None:
+def write_aggregate(folder: Path, *, decisions: Iterable[pd.DataFrame], thresholds: Thresholds, failed: int) -> None:
     """Write `aggregate.csv`, `thresholds.json` and `about.txt`.
 
     Args:
         folder: of these files alone.
-        decisions: tables of `scripts.solf.thresholds.judge`, with `case` and `touches_border`; a case is in one of them.
+        decisions: tables of `scripts.solf.thresholds.judge` with `case`, of which each is in one table.
         thresholds: that the decisions follow.
         failed: number of cases that could not be measured.
 

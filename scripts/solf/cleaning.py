@@ -81,19 +81,20 @@ class CohortCleaner(CohortWorkflow):
             if self._journal:
                 self._remove_stale(states)
         counts = self.write_decisions()
-        if not self.aggregate_only:
-            self._write_csv()
         if self.verdicts is not None:
             warn_of_absent(self.verdicts, self.decisions())
+        if self.aggregate_only:
+            self.write_aggregate()
+        else:
+            self._write_csv()
         numbers = ", ".join(f"{count} {decision}" for decision, count in sorted(counts.items()))
-        logger.info("labels: %s; writing to %s", numbers, self.output_dir)
+        wrote = "aggregate" if self.aggregate_only else "decisions.csv"
+        logger.info("labels: %s; wrote %s", numbers, self.output_dir / wrote)
         labels = counts.total() - counts["missing"]
         if counts["reject"] > _SUSPICIOUS_SHARE * labels:
             share = 100 * counts["reject"] / labels
             question = "were the thresholds fitted to maps of the same labels and field of view?"
             logger.warning("%.0f %% of all labels were rejected: %s", share, question)
-        if self.aggregate_only:
-            self.write_aggregate()
         if self.qc:
             self.report()
 

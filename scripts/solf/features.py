@@ -52,8 +52,9 @@ def shape_columns(label: np.ndarray, affine: np.ndarray) -> dict[str, np.ndarray
         4 sqrt(eigenvalue); `centroid_x_mm` to `centroid_z_mm`; the bounding box as slices of the array, `i_start` to
         `k_stop`; `touches_border`, of the map; `components` that do not touch each other by face, edge or corner;
         `euler_number`, components less tunnels plus cavities (what is not of the label and closed in by it, by steps
-        over faces): 1 for a solid organ; `normalized_volume`, `volume_mm3` over that of the body, the union of all labels; `fov_x_min_mm` to
-        `fov_z_max_mm`, the box around the map's voxel centres along the patient's axes, the same for all labels.
+        over faces): 1 for a solid organ; `normalized_volume`, `volume_mm3` over that of the body, the union of all
+        labels; `fov_x_min_mm` to `fov_z_max_mm`, the box around the map's voxel centres along the patient's axes, the
+        same for all labels.
         A label of one voxel has axes of 0 mm, and no `eccentricity`, `elongation` and `flatness` (NaN).
 
     Shape:

@@ -229,7 +229,6 @@ class CohortWorkflow:
         finally:
             for path in (self._decisions_file, self.output_dir / "decisions.csv"):
                 path.unlink(missing_ok=True)
-        logger.info("wrote %s, which names no case; all else in %s may", self._aggregate, self.output_dir)
 
     @property
     def _aggregate(self) -> Path:
