@@ -24,7 +24,8 @@ TINY = {
     "num_workers": 0,
     "sw_batch_size": 1,
 }
-TINY_OF = {"solf_filter": {"workers": 0, "epsilon_percent": 20}}
+PAPER = {"rule": "percentile", "features": ["normalized_volume", "sphericity", "eccentricity"], "votes": 2}
+TINY_OF = {"solf_filter": {"workers": 0, **PAPER, "epsilon_percent": 20}}
 """What makes other bundles than those with a Swin UNETR small."""
 TINY_TRAINING = {
     "network_def#use_checkpoint": False,

@@ -72,7 +72,7 @@ def _overall(whole: pd.DataFrame) -> pd.DataFrame:
             "recall": whole["recall"].map(_number),
             "F1": whole["f1"].map(_number),
             "correct labels rejected": whole["false_rejections"].map("{:.2%}".format),
-            "false `missing`": whole["false_missing"].map(str),
+            "false `missing`": whole["false_missing"].map("{:.0f}".format),
             "clean cohort rejected": whole["clean_rejected"].map("{:.2%}".format),
             "mean Dice before": whole["dice_before"].map(_number),
             "of kept labels": whole["dice_kept"].map(_number),

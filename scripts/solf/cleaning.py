@@ -17,7 +17,7 @@ from scripts.cohort.journal import Case
 from scripts.common.files import write_json
 from scripts.common.fingerprint import file_state
 from scripts.models.weights import load_weights
-from scripts.solf.filter import LabelFilter, clean_case
+from scripts.solf.filter import LabelFilter, clean_case, require_fit
 from scripts.solf.measuring import Transform
 from scripts.solf.tables import unpack_features
 from scripts.solf.thresholds import readable, summary
@@ -68,9 +68,9 @@ class CohortCleaner(CohortWorkflow):
         Raises:
             InputError: the weights are not those of a fitted filter with this label table, or no case was cleaned.
         """
+        require_fit(self.ckpt_path)
         load_weights(self.network, self.ckpt_path)
         logger.info("%s: %s", self.ckpt_path, summary(self.network.thresholds))
-        write_json(self.output_dir / "thresholds.json", readable(self.network.thresholds))
         light = _without_quantiles(self.network)
         task = partial(clean_case, transform=self.transform, network=light, postprocessing=self.postprocessing)
         depends_on = [clean_case, light, type(self.postprocessing)]
@@ -80,6 +80,7 @@ class CohortCleaner(CohortWorkflow):
         finally:
             if self._journal:
                 self._remove_stale(states)
+        write_json(self.output_dir / "thresholds.json", readable(self.network.thresholds))
         counts = self.write_decisions()
         if self.verdicts is not None:
             warn_of_absent(self.verdicts, self.decisions())

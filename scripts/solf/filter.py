@@ -246,6 +246,19 @@ def _unsigned(label: np.ndarray, ignore_id: int) -> np.ndarray:
     return label.astype(np.min_scalar_type(max(int(high), ignore_id)), copy=False)
 
 
+def require_fit(path: str | Path) -> None:
+    """Say how to fit where there are no thresholds.
+
+    Raises:
+        InputError: there is nothing at `path`.
+    """
+    if not Path(path).exists():
+        raise InputError(
+            f"{path}: no such file; no thresholds come with the bundle: fit them with train.json to label maps of the "
+            "same kind, and set ckpt_path to the model.pt of the fit."
+        )
+
+
 def _bytes(content: Any, *, length: int = 0) -> torch.Tensor:
     """Return plain values as JSON, uint8; part of the weights, so it must not depend on installed versions.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ class MapComparer(CohortWorkflow):
         counts = ", ".join(f"{count} {decision}" for decision, count in scores["decision"].value_counts().items())
         logger.info("labels: %s; wrote %s", counts, self.output_dir / "decisions.csv")
 
-    def table_of(self, payloads: Iterable[tuple[str, bytes]]) -> pd.DataFrame:
+    def table_of(self, payloads: Sequence[tuple[str, bytes]]) -> pd.DataFrame:
         """Turn the results of named cases into one table."""
         return pd.DataFrame([{"case": case, **row} for case, payload in payloads for row in json.loads(payload)])
 

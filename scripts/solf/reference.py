@@ -111,10 +111,11 @@ def relate(measured: np.ndarray, reference: Reference) -> Related:
     few = (~np.isnan(logs + reference.medians[:, 0])).sum(axis=1) < _MIN_ORGANS
     places_mm = _poses(positions_mm, reference.medians[:, 1:], reference.spreads[:, 1:])
     places_mm[few] = np.nan
-    features = np.empty_like(measured)
-    features[:, :, 0] = (logs - reference.medians[:, 0]) / reference.spreads[:, 0]
+    features = measured.copy()  # changed in place, as they are large
+    features[:, :, 0] -= reference.medians[:, 0]
+    features[:, :, 1:] -= places_mm
+    features /= reference.spreads
     features[:, :, 0] -= np.where(few, 0, median(features[:, :, 0], axis=1))[:, None]
-    features[:, :, 1:] = (positions_mm - places_mm) / reference.spreads[:, 1:]
     return Related(features, places_mm)
 
 
@@ -128,9 +129,11 @@ def _poses(positions_mm: np.ndarray, places: np.ndarray, spreads: np.ndarray) ->
         places: (L, 3), of the reference; NaN where unknown.
         spreads: (L, 3).
     """
-    parts = range(0, len(positions_mm), _CASES_AT_ONCE)
-    found = [_poses_of_part(positions_mm[start : start + _CASES_AT_ONCE], places, spreads) for start in parts]
-    return np.concatenate([np.empty((0, *positions_mm.shape[1:])), *found])
+    predicted = np.empty_like(positions_mm)
+    for start in range(0, len(positions_mm), _CASES_AT_ONCE):
+        part = slice(start, start + _CASES_AT_ONCE)
+        predicted[part] = _poses_of_part(positions_mm[part], places, spreads)
+    return predicted
 
 
 def _poses_of_part(positions_mm: np.ndarray, places: np.ndarray, spreads: np.ndarray) -> np.ndarray:

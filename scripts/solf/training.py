@@ -100,5 +100,8 @@ class FilterTrainer(CohortWorkflow):
 
 def read_features(path: str | Path) -> pd.DataFrame:
     """Read the columns of `features.parquet` that a fit needs, column by column: large cohorts fit in 2 GB."""
-    table = pq.read_table(path, columns=list(INPUTS), read_dictionary=["case"])
-    return table.to_pandas(split_blocks=True, self_destruct=True)
+    import pandas as pd  # here, as programs that only name the trainer may lack it
+
+    with pq.ParquetFile(path, read_dictionary=["case"]) as file:
+        columns = {name: file.read([name]).to_pandas()[name] for name in INPUTS}
+    return pd.DataFrame(columns, copy=False)

@@ -164,13 +164,12 @@ class CohortWorkflow:
         done = [case for case in self.cases if case["case"] not in self.failures]
         self._sources = Sources(self.transform.flatten().transforms[0].renaming)
         for start in range(0, len(done), _CASES_PER_TABLE):
-            payloads = list(self._journal.payloads(done[start : start + _CASES_PER_TABLE]))
-            for _, payload in payloads:
-                self._sources.add(unpack_sources(payload))
-            yield self.table_of(payloads)
+            yield self.table_of(list(self._journal.payloads(done[start : start + _CASES_PER_TABLE])))
 
-    def table_of(self, payloads: Iterable[tuple[str, bytes]]) -> pd.DataFrame:
-        """Turn the results of named cases into one table."""
+    def table_of(self, payloads: Sequence[tuple[str, bytes]]) -> pd.DataFrame:
+        """Turn the results of named cases into one table, and count what became of the files' own labels."""
+        for _, payload in payloads:
+            self._sources.add(unpack_sources(payload))
         return cohort_table([(case, unpack_features(payload)) for case, payload in payloads], self.network.organs)
 
     def write_decisions(self) -> Counter[str]:

@@ -298,6 +298,7 @@ def test_packed_bundle_runs_elsewhere_with_its_declared_packages_alone(bundle, d
     present = {name: kind for name, kind in WORKFLOWS.items() if (base / "configs" / name).is_file()}
     settings = {**tiny(bundle), "dataset_dir": str(data_of[bundle.name])}
     trains = bundle.name == "solf_filter"  # in seconds; a filter without thresholds would refuse to judge
+    settings |= {"ckpt_dir": "models"} if trains else {}
     refused = undeclared_modules(declared_packages(bundle))
     code = RUN_ELSEWHERE.format(base=str(base), workflows=present, settings=settings, trains=trains, refused=refused)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}

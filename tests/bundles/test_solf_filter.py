@@ -18,7 +18,7 @@ from scripts.common.errors import InputError, root_cause
 from scripts.common.organs import ORGANS
 from scripts.solf.dictionary import columns_of, tables
 from scripts.solf.thresholds import FEATURES
-from tests.conftest import ROOT, bundle_workflow, command_line, run_bundle
+from tests.conftest import PAPER, ROOT, bundle_workflow, command_line, run_bundle
 from tools.label_cohort import make_cohort
 
 BUNDLE = "solf_filter"
@@ -44,7 +44,7 @@ def fitted(raw, tmp_path_factory):
 
 
 def train(data, folder, **settings):
-    settings = {"workers": 0, "epsilon_percent": 4, "qc": False, **settings}
+    settings = {"workers": 0, **PAPER, "epsilon_percent": 4, "qc": False, **settings}
     folders = {"output_dir": str(folder / "fit"), "ckpt_dir": str(folder / "models")}
     return run_bundle(BUNDLE, ["train.json"], dataset_dir=str(data), **folders, **settings)
 
@@ -166,8 +166,8 @@ def test_killed_cleaning_is_resumed_and_gives_the_same_bytes(fitted, raw, tmp_pa
     clean(raw, tmp_path / "out", fitted)
     clean(raw, tmp_path / "undisturbed", fitted)
     names = [path.name for path in (tmp_path / "out").iterdir() if path.name != "journal.sqlite"]
-    assert len(names) == 27
-    assert {"decisions.csv", "decisions.parquet"} < set(names)
+    assert len(names) == 28
+    assert {"decisions.csv", "decisions.parquet", "thresholds.json"} < set(names)
     assert filecmp.cmpfiles(tmp_path / "out", tmp_path / "undisturbed", names, shallow=False)[1:] == ([], [])
 
 
@@ -430,6 +430,54 @@ def test_rules_and_features_of_the_command_line_are_used(raw, tmp_path):
     decisions = pd.read_csv(tmp_path / "out" / "decisions.csv")
     assert {"asymmetry", "offset_x", "asymmetry_percentile"} <= set(decisions)
     assert "sphericity" not in decisions
+
+
+def test_default_rule_is_fitted_and_cleaned_with_and_says_what_it_is(raw, cohort, tmp_path, caplog):
+    run_bundle(BUNDLE, ["train.json"], dataset_dir=str(raw), output_dir=str(tmp_path / "fit"), workers=0, qc=False)
+    image = nib.load(cohort.labels[3])
+    array = voxels_of(image)
+    (tmp_path / "in").mkdir()
+    nib.save(nib.Nifti1Image(np.where(array == 5, 0, array), image.affine), tmp_path / "in" / "liverless.nii.gz")
+    settings = {"input": str(tmp_path / "in"), "output_dir": str(tmp_path / "out"), "workers": 0}
+    caplog.set_level("INFO")
+    run_bundle(BUNDLE, ["inference.json"], ckpt_path=str(tmp_path / "fit" / "model.pt"), **settings)
+    decisions = pd.read_csv(tmp_path / "out" / "decisions.csv").set_index("organ")
+    assert {"relative_volume", "relative_z_percentile", "components"} <= set(decisions)
+    assert decisions.loc["liver", "decision"] == "missing"
+    assert (decisions["decision"] == "keep").mean() > 0.9
+    fitted, used = (json.loads((tmp_path / name / "thresholds.json").read_text()) for name in ("fit", "out"))
+    assert used == fitted
+    version = json.loads((ROOT / "bundles" / BUNDLE / "configs" / "metadata.json").read_text())["version"]
+    assert (used["rule"], used["votes"], used["subjects"], used["version"]) == ("deciles", 1, 25, version)
+    assert f"thresholds {used['fingerprint']}, rule deciles, 1 of sphericity" in caplog.text
+    assert "1 missing" in caplog.text
+
+
+def test_fit_leaves_the_weights_of_the_bundle_alone(raw, tmp_path):
+    """Each fit has the folder of its results for its weights."""
+    folders = {"bundle_root": str(tmp_path), "dataset_dir": str(raw)}
+    run_bundle(BUNDLE, ["train.json"], **folders, workers=0, qc=False)
+    assert (tmp_path / "fit" / "model.pt").is_file()
+    assert not (tmp_path / "models").exists()
+
+
+def test_cleaning_without_a_fit_says_how_to_fit(raw, tmp_path):
+    with pytest.raises((InputError, RuntimeError)) as error:
+        clean(raw, tmp_path / "out", tmp_path)
+    message = str(root_cause(error.value))
+    assert message.startswith(f"{tmp_path / 'models' / 'model.pt'}: no such file")
+    assert "fit them with train.json" in message
+    assert "set ckpt_path" in message
+
+
+def test_paper_json_is_the_papers_rule(raw, tmp_path):
+    folders = {"dataset_dir": str(raw), "output_dir": str(tmp_path)}
+    run_bundle(BUNDLE, ["train.json", "paper.json"], **folders, workers=0, qc=False, epsilon_percent=4)
+    found = json.loads((tmp_path / "thresholds.json").read_text())
+    assert found["features"] == ["normalized_volume", "sphericity", "eccentricity"]
+    features = pd.read_parquet(tmp_path / "features.parquet")
+    liver = features.loc[features["organ"] == "liver", "sphericity"]
+    assert found["organs"]["5"]["sphericity"]["high"] == pytest.approx(liver.quantile(0.96))
 
 
 def test_bad_files_do_not_stop_the_run(fitted, cohort, tmp_path):

@@ -10,9 +10,9 @@ import pytest
 
 from tests.clients.bundles import assert_same_label_map, copy_bundle, own_run, write_weights
 from tests.clients.programs import PROJECT_PYTHON, run
+from tests.conftest import ROOT
 
 BTCV, BRATS = "swin_bob_btcv", "swin_bob_brats"
-NOT_FOUND = "`import scripts` needs the bundle's folder on sys.path"
 LOAD = """
 import sys, torch
 from monai.bundle import load
@@ -59,16 +59,17 @@ def test_bundle_loads_with_its_folder_on_the_path(packed, tmp_path, name):
     assert "LOADED SwinUNETR" in run(PROJECT_PYTHON, "-c", ON_PATH + LOAD, packed, name, cwd=tmp_path)
 
 
-@pytest.mark.xfail(strict=True, reason=NOT_FOUND)
-@pytest.mark.parametrize("name", [BTCV, BRATS])
-def test_bundle_loads_by_its_name_alone(packed, tmp_path, name):
-    assert "LOADED SwinUNETR" in run(PROJECT_PYTHON, "-c", LOAD, packed, name, cwd=tmp_path)
+def test_call_of_the_docs_loads_the_network(packed, tmp_path):
+    text = (ROOT / "bundles" / BTCV / "docs" / "evidence.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    code = code.replace("BUNDLES", str(packed)) + "print(type(network).__name__)"
+    assert "SwinUNETR" in run(PROJECT_PYTHON, "-c", code, cwd=tmp_path)
 
 
-@pytest.mark.xfail(strict=True, reason=NOT_FOUND)
 def test_workflow_is_created_from_the_path_of_its_config(packed, torso, tmp_path):
     config = packed / BTCV / "configs" / "inference.json"
-    output = run(PROJECT_PYTHON, "-c", CHECK, "infer", config, torso, tmp_path / "out", cwd=tmp_path)
+    arguments = ["infer", config, torso, tmp_path / "out"]
+    output = run(PROJECT_PYTHON, "-c", CHECK, *arguments, cwd=tmp_path, PYTHONPATH=str(packed / BTCV))
     assert "CREATED SwinUNETR" in output
 
 
@@ -93,14 +94,3 @@ def test_network_fits_the_metadata(packed, tmp_path, name):
     bundle = packed / name
     arguments = ["--config_file", "configs/inference.json", "--meta_file", "configs/metadata.json"]
     run(PROJECT_PYTHON, "-m", "monai.bundle", "verify_net_in_out", "network_def", *arguments, cwd=bundle)
-
-
-@pytest.mark.xfail(strict=True, reason="large_files.yml names model_final.pt, which has to be converted by hand")
-def test_large_files_yield_the_weights_that_the_configs_name(address, packed, tmp_path):
-    bundle = copy_bundle(packed / BTCV, tmp_path)
-    shutil.rmtree(bundle / "models")
-    large_files = bundle / "large_files.yml"
-    # Any file stands for the weights: the published ones are not available here.
-    large_files.write_text(re.sub('url: "[^"]*"', f'url: "{address}/{BTCV}_v0.2.0.zip"', large_files.read_text()))
-    run(PROJECT_PYTHON, "-m", "monai.bundle", "download_large_files", "--bundle_path", ".", cwd=bundle)
-    assert (bundle / "models" / "model.pt").is_file()

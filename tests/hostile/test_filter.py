@@ -20,7 +20,7 @@ from scripts.solf.filter import LabelFilter
 from scripts.solf.fitting import fit_thresholds
 from scripts.solf.measuring import case_features
 from scripts.solf.tables import cohort_table
-from tests.conftest import ROOT, command_line, run_bundle
+from tests.conftest import PAPER, ROOT, command_line, run_bundle
 from tests.scripts.solf.conftest import AFFINE, small_map
 
 FIT, CLEAN, EVALUATE = ["train.json"], ["inference.json"], ["inference.json", "evaluate.json"]
@@ -49,7 +49,7 @@ def settings_of(configs, labels, model, folder):
     given = {"output_dir": str(folder / "out"), "workers": 0}
     if configs == FIT:
         folders = {"dataset_dir": str(labels), "ckpt_dir": str(folder / "models")}
-        return {**given, **folders, "epsilon_percent": 40, "qc": False}
+        return {**given, **folders, **PAPER, "epsilon_percent": 40, "qc": False}
     return {**given, "input": str(labels), "ckpt_path": str(model)}
 
 
@@ -114,7 +114,11 @@ BAD_STARTS = [
     (CLEAN, {"output_dir": text("")}, "file: cannot be written (File exists); set another output folder"),
     (CLEAN, {"output_dir": lambda _: "/proc/out"}, "/proc/out: cannot be written (No such file or directory)"),
     (FIT, {"ckpt_dir": text("")}, "file: cannot be written (File exists); set another ckpt_dir"),
-    (CLEAN, {"ckpt_path": lambda _: "none.pt"}, "none.pt: no such file: give the path of the weights."),
+    (
+        CLEAN,
+        {"ckpt_path": lambda _: "none.pt"},
+        "none.pt: no such file; no thresholds come with the bundle: fit",
+    ),
     (CLEAN, {"ckpt_path": text("")}, "file: is empty: download or save it again."),
     *made(CLEAN, BAD_TABLES),
     (CLEAN, {"label_table": lambda _: "none.json"}, "none.json: is not a label table ([Errno 2] No such file"),
@@ -154,7 +158,7 @@ BAD_STARTS = [
     (CLEAN, {"drop_share": lambda _: float("nan")}, "drop_share is nan: give a number from 0 to 1"),
     (FIT, {"features": lambda _: ["sphericity"] * 2}, "features is ['sphericity', 'sphericity']: give some of"),
     (FIT, {"votes": lambda _: 4}, "votes is 4, above the 3 of features: give 3 or less"),
-    (FIT, {"rule": lambda _: "sigma"}, "rule is 'sigma': give one of percentile, iqr, mad, ranges"),
+    (FIT, {"rule": lambda _: "sigma"}, "rule is 'sigma': give one of percentile, iqr, mad, deciles, ranges"),
     (FIT, {"mad_factor": lambda _: float("nan")}, "mad_factor is nan: give a number from 0"),
     (FIT, {"epsilon_percent": lambda _: 5e-324}, "dataset has 3 label maps, the rule percentile needs 100000000"),
 ]

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tests.conftest import ROOT, command_line, run_bundle
+from tests.conftest import PAPER, ROOT, command_line, run_bundle
 from tools.label_cohort import make_cohort
 
 pytestmark = [pytest.mark.hostile, pytest.mark.timeout(3000)]
@@ -41,7 +41,7 @@ def labels(tmp_path_factory):
 def model(labels, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     folders = {"dataset_dir": str(labels), "ckpt_dir": str(folder), "output_dir": str(folder / "fit")}
-    run_bundle("solf_filter", ["train.json"], **folders, workers=0, epsilon_percent=4, qc=False)
+    run_bundle("solf_filter", ["train.json"], **folders, **PAPER, workers=0, epsilon_percent=4, qc=False)
     return folder / "model.pt"
 
 
@@ -49,7 +49,7 @@ def command(kind, labels, model, folder, **more):
     """Return the words of a command that writes all its results below a folder."""
     given = {"output_dir": str(folder / "out"), "qc": True, "workers": 0, **more}
     if kind == "fit":
-        given |= {"dataset_dir": str(labels), "ckpt_dir": str(folder / "models"), "epsilon_percent": 4}
+        given |= {"dataset_dir": str(labels), "ckpt_dir": str(folder / "models"), **PAPER, "epsilon_percent": 4}
     else:
         given |= {"input": str(labels), "ckpt_path": str(model)}
     config = str(ROOT / "bundles" / "solf_filter" / "configs" / CONFIGS[kind])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import ROOT, TINY, TINY_OF, command_line, run_bundle
+from tests.conftest import PAPER, ROOT, TINY, command_line, run_bundle
 from tests.scripts.io.dicom_files import BAD_SERIES, write_series
 from tests.scripts.io.nifti_headers import BAD_HEADERS, GUESSED_HEADERS, editing
 from tests.scripts.io.volume_files import BAD_FILES, BAD_IMAGES, write_array, write_image, write_volume
@@ -118,8 +118,8 @@ def test_bad_label_maps_of_a_cohort_fail_and_the_others_are_measured_and_cleaned
     ckpt_path = str(tmp_path / "model.pt")
     fit = {"dataset_dir": str(tmp_path / "in"), "output_dir": str(tmp_path / "fit"), "ckpt_dir": str(tmp_path)}
     clean = {"input": str(tmp_path / "in"), "output_dir": str(tmp_path / "out"), "ckpt_path": ckpt_path}
-    del (options := {**TINY_OF["solf_filter"], "qc": False})["epsilon_percent"]
-    for config, settings in (("train.json", {**fit, "epsilon_percent": 20}), ("inference.json", clean)):
+    options = {"workers": 0, "qc": False}
+    for config, settings in (("train.json", {**fit, **PAPER, "epsilon_percent": 20}), ("inference.json", clean)):
         with pytest.raises(SystemExit, match=f"{len(expected)} of {len(expected) + 6} cases failed"):
             run_bundle("solf_filter", [config], **settings, **options)
         assert_failed(tmp_path / settings["output_dir"], expected)

@@ -23,7 +23,7 @@ WORKFLOWS = (
     ("swin_bob_brats", "inference.json"),
     ("swin_bob_brats", "train.json,evaluate.json,etta_evaluate.json"),
     ("solf_filter", "train.json"),
-    ("solf_filter", "train.json,robust.json"),
+    ("solf_filter", "train.json,paper.json"),
     ("solf_filter", "inference.json"),
     ("solf_filter", "inference.json,evaluate.json"),
 )

@@ -9,7 +9,7 @@ import psutil
 import pytest
 import torch
 
-from tests.conftest import ROOT, TINY, bundle_workflow, command_line, run_bundle, training_settings
+from tests.conftest import PAPER, ROOT, TINY, bundle_workflow, command_line, run_bundle, training_settings
 
 BTCV, FILTER = "swin_bob_btcv", "solf_filter"
 MESSAGE = "what was finished is kept; a training continues with resume true"
@@ -27,7 +27,7 @@ def models(label_data, tmp_path_factory):
     workflow.initialize()
     torch.save(workflow.network_def.state_dict(), folder / "btcv.pt")
     settings = {"dataset_dir": str(label_data), "ckpt_dir": str(folder), "output_dir": str(folder / "fit")}
-    run_bundle(FILTER, ["train.json"], **settings, workers=0, qc="false", epsilon_percent=20)
+    run_bundle(FILTER, ["train.json"], **settings, **PAPER, workers=0, qc="false", epsilon_percent=20)
     return {BTCV: str(folder / "btcv.pt"), FILTER: str(folder / "model.pt")}
 
 
@@ -37,7 +37,7 @@ def commands(torso_data, label_data, models, folder):
     train = training_settings(torso_data, folder, max_epochs=200, num_workers=2)
     cached = {**train, "dataset": "persistent", "cache_dir": str(folder / "cache")}
     segment = {**TINY, **out, "input": str(torso_data / "imagesTr"), "num_workers": 1, "sw_overlap": 0.9}
-    fit = {**out, "dataset_dir": str(label_data), "ckpt_dir": str(folder / "models"), "epsilon_percent": 20}
+    fit = {**out, "dataset_dir": str(label_data), "ckpt_dir": str(folder / "models"), **PAPER, "epsilon_percent": 20}
     return {
         "training": (BTCV, "train.json", train),
         "training with a cache": (BTCV, "train.json", cached),

@@ -161,7 +161,9 @@ def test_voxels_that_one_map_ignores_are_not_scored_and_stay_ignored(pair, tmp_p
 
     saved = SaveLabelMapd("pred", output_dir=tmp_path, postfix="consensus")
     case, organs = pair(first, other), {1: "a", 2: "b", 3: "c", 5: "d"}
-    payload = map_agreement.compare_case(case, transform=transform, organs=organs, min_dice=0.4, postprocessing=saved)
+    payload = map_agreement.compare_case(
+        case, transform=transform, organs=organs, ignore_id=255, min_dice=0.4, postprocessing=saved
+    )
     assert [row["dice"] for row in json.loads(payload)] == [1, 0.5, 0, 0]
     consensus = np.asarray(nib.load(tmp_path / "p1_consensus.nii.gz").dataobj)
     assert (consensus[1:5, 1:5, 1:3] == 255).all()

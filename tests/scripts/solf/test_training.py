@@ -6,7 +6,8 @@ import pytest
 
 from scripts.common.errors import InputError
 from scripts.solf.filter import LabelFilter
-from scripts.solf.training import FilterTrainer
+from scripts.solf.thresholds import INPUTS
+from scripts.solf.training import FilterTrainer, read_features
 
 RULE = {"rule": "percentile", "epsilon_percent": 10.0}
 
@@ -52,3 +53,12 @@ def test_bad_options_are_refused_before_anything_is_measured(cohort_dataset, tra
     with pytest.raises(InputError, match=re.escape(message)):
         trainer(cohort_dataset(10), **options)
     assert not measured
+
+
+def test_features_are_read_as_they_were_written(cohort_dataset, trainer, tmp_path):
+    trainer(cohort_dataset(10)).run()
+    path = tmp_path / "fit" / "features.parquet"
+    read, written = read_features(path), pd.read_parquet(path)
+    assert list(read) == list(INPUTS)
+    for name in INPUTS:
+        assert read[name].astype(written[name].dtype).equals(written[name]), name
