@@ -144,7 +144,8 @@ def _name_cases(message: str, names: Iterable[str]) -> None:
 
 
 def _without_quantiles(network: LabelFilter) -> LabelFilter:
-    """Return the filter without the cohort's quantiles, which are large to send and only needed for percentiles."""
+    """Return the filter without the cohort's quantiles and contacts, large to send and only needed for the tables."""
     light = copy.deepcopy(network)
     light.quantiles = torch.full_like(network.quantiles[:1], torch.nan)
+    light.contact_percent = torch.full_like(network.contact_percent[:1], torch.nan)
     return light

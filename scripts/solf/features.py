@@ -36,7 +36,12 @@ def label_shape_features(label: np.ndarray, affine: np.ndarray) -> pd.DataFrame:
 
 
 def shape_columns(label: np.ndarray, affine: np.ndarray) -> dict[str, np.ndarray]:
-    """Measure the shape of every label but the background 0.
+    """Measure the shape of every label but the background 0; see `shapes_and_contacts`."""
+    return shapes_and_contacts(label, affine)[0]
+
+
+def shapes_and_contacts(label: np.ndarray, affine: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Measure the shape of every label but the background 0, and which labels touch.
 
     Args:
         label: label ids from 0 to 65535 of any integer type; types wider than 16 bits are copied, and so are arrays
@@ -56,9 +61,10 @@ def shape_columns(label: np.ndarray, affine: np.ndarray) -> dict[str, np.ndarray
         labels; `fov_x_min_mm` to `fov_z_max_mm`, the box around the map's voxel centres along the patient's axes, the
         same for all labels.
         A label of one voxel has axes of 0 mm, and no `eccentricity`, `elongation` and `flatness` (NaN).
+        Then whether labels touch by face, edge or corner; see `scripts.solf.runs.LabelCounts`.
 
     Shape:
-        label: (I, J, K). affine: (4, 4).
+        label: (I, J, K). affine: (4, 4). Contacts: (N, N).
 
     Raises:
         InputError: the map is not three-dimensional or not of whole numbers from 0 to 65535; the affine is not finite,
@@ -78,7 +84,8 @@ def shape_columns(label: np.ndarray, affine: np.ndarray) -> dict[str, np.ndarray
     columns |= _box(counts, shape=volume.shape)
     columns |= {"components": counts.components, "euler_number": counts.cells @ euler_table() // 8}
     columns |= {"normalized_volume": counts.voxels / counts.voxels.sum()}
-    return columns | _field_of_view(counts, shape=volume.shape, axes_mm=axes_mm, origin_mm=origin_mm)
+    columns |= _field_of_view(counts, shape=volume.shape, axes_mm=axes_mm, origin_mm=origin_mm)
+    return columns, counts.touching
 
 
 def compile_features() -> None:

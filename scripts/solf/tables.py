@@ -121,10 +121,11 @@ def described(table: pd.DataFrame, *, without: Collection[str]) -> dict[str, pd.
     return {name: table[name].astype(kind) for name, kind in DESCRIBED.items() if name in {*table} - {*without}}
 
 
-def pack_features(features: np.ndarray, sources: str = "") -> bytes:
-    """Compress the array of a case, and what `scripts.solf.renaming` counted in its file, for a journal."""
+def pack_features(features: np.ndarray, sources: str = "", contacts: str = "") -> bytes:
+    """Compress the array of a case, what `scripts.solf.renaming` counted in its file, and which labels touch."""
     packed = zlib.compress(np.ascontiguousarray(features, dtype="<f8").tobytes(), level=1)
-    return packed + (zlib.compress(sources.encode(), level=1) if sources else b"")
+    texts = json.dumps([sources, contacts]) if sources or contacts else ""
+    return packed + (zlib.compress(texts.encode(), level=1) if texts else b"")
 
 
 def unpack_features(payload: bytes) -> np.ndarray:
@@ -132,8 +133,9 @@ def unpack_features(payload: bytes) -> np.ndarray:
     return np.frombuffer(zlib.decompressobj().decompress(payload), dtype="<f8").reshape(-1, len(COLUMNS))
 
 
-def unpack_sources(payload: bytes) -> str:
-    """Return the text that `pack_features` compressed."""
+def unpack_texts(payload: bytes) -> tuple[str, str]:
+    """Return `sources` and `contacts`, which `pack_features` compressed."""
     reader = zlib.decompressobj()
     reader.decompress(payload)
-    return zlib.decompress(reader.unused_data).decode() if reader.unused_data else ""
+    sources, contacts = json.loads(zlib.decompress(reader.unused_data)) if reader.unused_data else ("", "")
+    return sources, contacts

@@ -25,6 +25,7 @@ from scripts.common.fingerprint import fingerprint
 from scripts.common.flags import parse_flag
 from scripts.common.locks import FolderLock
 from scripts.solf.aggregate import check_folder, write_aggregate
+from scripts.solf.contacts import partners, with_unusual_contacts
 from scripts.solf.dictionary import Column, columns_of
 from scripts.solf.features import compile_features
 from scripts.solf.filter import LabelFilter
@@ -32,7 +33,7 @@ from scripts.solf.renaming import Sources
 from scripts.solf.report.folder import check_report, remove_unfinished
 from scripts.solf.report.review import ReviewOptions
 from scripts.solf.report.write import write_report
-from scripts.solf.tables import cohort_table, unpack_features, unpack_sources
+from scripts.solf.tables import cohort_table, unpack_features, unpack_texts
 from scripts.solf.thresholds import judge, readable
 from scripts.solf.verdicts import with_verdicts
 
@@ -168,9 +169,14 @@ class CohortWorkflow:
 
     def table_of(self, payloads: Sequence[tuple[str, bytes]]) -> pd.DataFrame:
         """Turn the results of named cases into one table, and count what became of the files' own labels."""
-        for _, payload in payloads:
-            self._sources.add(unpack_sources(payload))
-        return cohort_table([(case, unpack_features(payload)) for case, payload in payloads], self.network.organs)
+        table = cohort_table([(case, unpack_features(payload)) for case, payload in payloads], self.network.organs)
+        touched: dict[tuple[str, int], str] = {}
+        for case, payload in payloads:
+            sources, contacts = unpack_texts(payload)
+            self._sources.add(sources)
+            touched |= {(case, label): " ".join(map(str, others)) for label, others in partners(contacts).items()}
+        keys = zip(table["case"], table["label"], strict=True)
+        return table.assign(contacts=[touched.get(key, "") for key in keys])
 
     def write_decisions(self) -> Counter[str]:
         """Write the decision about every label to `decisions.parquet`, and return the count of each decision.
@@ -178,10 +184,12 @@ class CohortWorkflow:
         Decisions are derived here alone; the CSV and the report read this file.
         """
         thresholds, counts = self.network.thresholds, Counter()
+        contact_percent = self.network.contact_percent.cpu().numpy()
 
         def decided() -> Iterator[pd.DataFrame]:
             for table in self.tables():
                 decisions = self.network.with_drops(with_verdicts(judge(table, thresholds), self.verdicts))
+                decisions = with_unusual_contacts(decisions, table, contact_percent, self.network.organs)
                 counts.update(decisions["decision"])
                 yield decisions
 

@@ -178,7 +178,7 @@ def test_second_run_measures_nothing_again_and_gives_the_same_bytes(fitted, raw,
     def never(*_):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("scripts.solf.transforms.case_features", never)
+    monkeypatch.setattr("scripts.solf.transforms.features_and_contacts", never)
     train(raw, tmp_path)
     for name in ("fit/features.parquet", "fit/thresholds.json", "models/model.pt"):
         assert (tmp_path / name).read_bytes() == (tmp_path / "first" / name).read_bytes(), name

@@ -33,7 +33,7 @@ def test_features_and_their_percentiles_stand_for_each_feature():
 
 
 def test_features_of_a_fit_are_declared_in_their_order():
-    assert list(columns_of("features")) == ["case", "label", "organ", *COLUMNS]
+    assert list(columns_of("features")) == ["case", "label", "organ", *COLUMNS, "contacts"]
 
 
 def test_tables_of_fixed_columns_are_declared_in_their_order():
