@@ -31,8 +31,8 @@ thresholds.json has the thresholds of the filter that judged the labels, in thre
 No case is named and no row is one person's. A count below 5 is "<5", also 0. A count that leaves less than 5 of the
 whole that it is part of could be subtracted from it: it is given as ">N", or as "withheld" where the whole is not
 given exactly. There are no totals over organs. Thresholds of organs with less than 5 cases are left out, and those of
-the rule "percentile" where less than 5 people lie beyond. Two such folders of almost the same people could be
-subtracted from each other: do not release both.
+the rule "percentile" where less than 5 people lie beyond; elsewhere, those of this rule lie between the values of two
+people. Two such folders of almost the same people could be subtracted from each other: do not release both.
 """
 
 
@@ -140,14 +140,13 @@ def _without_small_counts(thresholds: Thresholds) -> dict[str, Any]:
     plain, cases = readable(thresholds), thresholds.cases
     content = {name: plain[name] for name in _SETTINGS if name in plain}
     content |= {name: plain[name] for name in ("fingerprint", "features", "votes")}
-    extreme = 100 * LEAST / plain["epsilon_percent"] if plain.get("rule") == "percentile" else LEAST
+    needed = 100 * LEAST / plain["epsilon_percent"] if plain.get("rule") == "percentile" else LEAST
     organs = {}
     for row, (label, organ) in zip(thresholds.subjects.tolist(), plain["organs"].items(), strict=True):
-        needed = {"low": extreme, "median": LEAST, "high": extreme}
         organs[label] = {"organ": organ["organ"], "subjects": shown(row, cases)}
         for name in thresholds.features:
             organs[label][name] = {
-                key: float(f"{value:.3g}") if value is not None and row >= needed[key] else None
-                for key, value in organ[name].items()
+                end: float(f"{organ[name][end]:.3g}") if organ[name][end] is not None and row >= needed else None
+                for end in ("low", "high")
             }
     return {**content, "subjects": shown(cases), "organs": organs}
