@@ -51,12 +51,14 @@ lint: $(INSTALLED)
 	$(RUN) -m codespell_lib
 	$(RUN) -m tools.format_configs --check
 	$(RUN) -m tools.settings_pages --check
+	$(RUN) -m tools.table_pages --check
 
 format: $(INSTALLED)
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 	$(RUN) -m tools.format_configs
 	$(RUN) -m tools.settings_pages
+	$(RUN) -m tools.table_pages
 
 bench: $(INSTALLED)
 	@for bench in benchmarks/*.py; do echo "== $$bench"; $(RUN) -m benchmarks.$$(basename $$bench .py) || exit 1; done

@@ -82,11 +82,15 @@ class CohortCleaner(CohortWorkflow):
                 self._remove_stale(states)
         write_json(self.output_dir / "thresholds.json", readable(self.network.thresholds))
         counts = self.write_decisions()
-        self._write_csv()
         if self.verdicts is not None:
             warn_of_absent(self.verdicts, self.decisions())
+        if self.aggregate_only:
+            self.write_aggregate()
+        else:
+            self._write_csv()
         numbers = ", ".join(f"{count} {decision}" for decision, count in sorted(counts.items()))
-        logger.info("labels: %s; wrote %s", numbers, self.output_dir / "decisions.csv")
+        wrote = "aggregate" if self.aggregate_only else "decisions.csv"
+        logger.info("labels: %s; wrote %s", numbers, self.output_dir / wrote)
         labels = counts.total() - counts["missing"]
         if counts["reject"] > _SUSPICIOUS_SHARE * labels:
             share = 100 * counts["reject"] / labels
@@ -140,7 +144,8 @@ def _name_cases(message: str, names: Iterable[str]) -> None:
 
 
 def _without_quantiles(network: LabelFilter) -> LabelFilter:
-    """Return the filter without the cohort's quantiles, which are large to send and only needed for percentiles."""
+    """Return the filter without the cohort's quantiles and contacts, large to send and only needed for the tables."""
     light = copy.deepcopy(network)
     light.quantiles = torch.full_like(network.quantiles[:1], torch.nan)
+    light.contact_percent = torch.full_like(network.contact_percent[:1], torch.nan)
     return light

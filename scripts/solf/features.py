@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scripts.common.errors import InputError
-from scripts.solf.marching_cubes import area_table, volume_table
+from scripts.solf.marching_cubes import area_table, euler_table, volume_table
 from scripts.solf.runs import LabelCounts, count_labels
 
 if TYPE_CHECKING:
@@ -36,7 +36,12 @@ def label_shape_features(label: np.ndarray, affine: np.ndarray) -> pd.DataFrame:
 
 
 def shape_columns(label: np.ndarray, affine: np.ndarray) -> dict[str, np.ndarray]:
-    """Measure the shape of every label but the background 0.
+    """Measure the shape of every label but the background 0; see `shapes_and_contacts`."""
+    return shapes_and_contacts(label, affine)[0]
+
+
+def shapes_and_contacts(label: np.ndarray, affine: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Measure the shape of every label but the background 0, and which labels touch.
 
     Args:
         label: label ids from 0 to 65535 of any integer type; types wider than 16 bits are copied, and so are arrays
@@ -50,13 +55,16 @@ def shape_columns(label: np.ndarray, affine: np.ndarray) -> dict[str, np.ndarray
         `eccentricity`, sqrt(1 - least / major) of the eigenvalues of the voxel positions' covariance; `elongation` and
         `flatness`, sqrt(minor / major) and sqrt(least / major); `major_axis_mm`, `minor_axis_mm` and `least_axis_mm`,
         4 sqrt(eigenvalue); `centroid_x_mm` to `centroid_z_mm`; the bounding box as slices of the array, `i_start` to
-        `k_stop`; `touches_border`, of the map; `components` that touch by face, edge or corner;
-        `normalized_volume`, `volume_mm3` over that of the body, the union of all labels; `fov_x_min_mm` to
-        `fov_z_max_mm`, the box around the map's voxel centres along the patient's axes, the same for all labels.
+        `k_stop`; `touches_border`, of the map; `components` that do not touch each other by face, edge or corner;
+        `euler_number`, components less tunnels plus cavities (what is not of the label and closed in by it, by steps
+        over faces): 1 for a solid organ; `normalized_volume`, `volume_mm3` over that of the body, the union of all
+        labels; `fov_x_min_mm` to `fov_z_max_mm`, the box around the map's voxel centres along the patient's axes, the
+        same for all labels.
         A label of one voxel has axes of 0 mm, and no `eccentricity`, `elongation` and `flatness` (NaN).
+        Then whether labels touch by face, edge or corner; see `scripts.solf.runs.LabelCounts`.
 
     Shape:
-        label: (I, J, K). affine: (4, 4).
+        label: (I, J, K). affine: (4, 4). Contacts: (N, N).
 
     Raises:
         InputError: the map is not three-dimensional or not of whole numbers from 0 to 65535; the affine is not finite,
@@ -74,8 +82,10 @@ def shape_columns(label: np.ndarray, affine: np.ndarray) -> dict[str, np.ndarray
     columns |= _surface(counts, axes_mm=axes_mm)
     columns |= _axes(counts, axes_mm=axes_mm, origin_mm=origin_mm)
     columns |= _box(counts, shape=volume.shape)
-    columns |= {"components": counts.components, "normalized_volume": counts.voxels / counts.voxels.sum()}
-    return columns | _field_of_view(counts, shape=volume.shape, axes_mm=axes_mm, origin_mm=origin_mm)
+    columns |= {"components": counts.components, "euler_number": counts.cells @ euler_table() // 8}
+    columns |= {"normalized_volume": counts.voxels / counts.voxels.sum()}
+    columns |= _field_of_view(counts, shape=volume.shape, axes_mm=axes_mm, origin_mm=origin_mm)
+    return columns, counts.touching
 
 
 def compile_features() -> None:

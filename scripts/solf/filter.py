@@ -16,6 +16,7 @@ from scripts.common.errors import InputError, raise_all
 from scripts.common.label_maps import MAX_CLASS_ID
 from scripts.common.organs import contralateral_labels
 from scripts.common.settings import setting_problems
+from scripts.solf.contacts import MAX_CONTACT_LABELS
 from scripts.solf.lookup import replace_labels
 from scripts.solf.measuring import Transform, case_features
 from scripts.solf.reference import RELATIVE, Reference
@@ -98,6 +99,8 @@ class LabelFilter(nn.Module):
         self.register_buffer("missing_percent", torch.tensor(95.0, dtype=torch.float64))
         reference = torch.full((2, len(self.organs), len(RELATIVE)), torch.nan, dtype=torch.float64)
         self.register_buffer("reference", reference)
+        size = len(self.organs) if len(self.organs) <= MAX_CONTACT_LABELS else 0
+        self.register_buffer("contact_percent", torch.full((size, size), torch.nan, dtype=torch.float64))
         self.register_buffer("about", _bytes({}, length=_ABOUT_BYTES))
 
     @property
@@ -235,7 +238,7 @@ def clean_case(
     cleaned = network.clean(array, features, item.get("verdicts", ""))  # without the copies of a forward pass
     pred = MetaTensor(torch.from_numpy(cleaned)[None], meta=image.meta)
     postprocessing({**item, "pred": pred})
-    return pack_features(features, image.meta["sources"])
+    return pack_features(features, image.meta["sources"], image.meta["contacts"])
 
 
 def _unsigned(label: np.ndarray, ignore_id: int) -> np.ndarray:
@@ -303,9 +306,10 @@ def _contradiction(state: Mapping[str, torch.Tensor], organs: Mapping[int, str])
         return f"votes is {thresholds.votes} for {count} voting features"
     if not 0 < thresholds.missing_percent <= 100:
         return f"missing_percent is {thresholds.missing_percent}"
-    shares = thresholds.present_percent
-    if not ((shares >= 0) & (shares <= 100) | np.isnan(shares)).all():
-        return "present_percent is not from 0 to 100"
+    for name in ("present_percent", "contact_percent"):
+        shares = state[name].numpy()
+        if not ((shares >= 0) & (shares <= 100) | np.isnan(shares)).all():
+            return f"{name} is not from 0 to 100"
     medians, spreads = thresholds.reference or (np.zeros(1), np.ones(1))
     if np.isinf(medians).any() or not ((spreads > 0) & (spreads < np.inf) | np.isnan(spreads)).all():
         return "reference has medians that are infinite, or spreads that are not above 0"

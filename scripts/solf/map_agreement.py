@@ -22,6 +22,7 @@ from scripts.common.fingerprint import file_state
 from scripts.common.grids import Grid, describe_mismatch
 from scripts.common.settings import setting_problems
 from scripts.scoring.metrics import organ_scores, summarise
+from scripts.solf.dictionary import columns_of
 from scripts.solf.filter import LabelFilter
 from scripts.solf.measuring import Transform
 from scripts.solf.tables import IGNORE
@@ -81,7 +82,7 @@ class MapComparer(CohortWorkflow):
         finally:
             for name in self.failures:
                 self._consensus(name).unlink(missing_ok=True)  # of an earlier run
-        write_parquet(self.tables(), self._decisions_file)
+        write_parquet(self.tables(), self._decisions_file, columns=columns_of("compared"))
         self._write_csv()
         scores = pd.concat(table.drop(columns=["case", "reason"]) for table in self.decisions())
         scores = scores.rename(columns=_COLUMNS_OF_SCORES)

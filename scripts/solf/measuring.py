@@ -9,7 +9,8 @@ import numpy as np
 
 from scripts.common.errors import InputError
 from scripts.solf.anatomy import anatomy_columns
-from scripts.solf.features import shape_columns
+from scripts.solf.contacts import pairs_as_text
+from scripts.solf.features import shapes_and_contacts
 from scripts.solf.lookup import replace_labels
 from scripts.solf.tables import COLUMNS, pack_features
 
@@ -19,6 +20,13 @@ Transform = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 def case_features(
     label: np.ndarray, affine: np.ndarray, organs: Mapping[int, str], *, ignore_id: int | None = None
 ) -> np.ndarray:
+    """Measure the features of one label map; see `features_and_contacts`."""
+    return features_and_contacts(label, affine, organs, ignore_id=ignore_id)[0]
+
+
+def features_and_contacts(
+    label: np.ndarray, affine: np.ndarray, organs: Mapping[int, str], *, ignore_id: int | None = None
+) -> tuple[np.ndarray, str]:
     """Measure one label map.
 
     Args:
@@ -29,6 +37,7 @@ def case_features(
 
     Returns:
         (L, C) float64: a row per organ, NaN for those that the map lacks; a column per name of `COLUMNS`.
+        Then which labels touch, as `scripts.solf.contacts.pairs_as_text`.
 
     Raises:
         InputError: the map holds no labels or others than `organs`, or `shape_columns` refuses it.
@@ -37,7 +46,7 @@ def case_features(
         kept = np.arange(np.iinfo(label.dtype).max + 1, dtype=label.dtype)
         kept[ignore_id] = 0
         label = replace_labels(label, kept)
-    columns = shape_columns(label, affine)
+    columns, touching = shapes_and_contacts(label, affine)
     columns |= anatomy_columns(columns, organs)
     present = columns["label"]
     unknown = sorted(set(present.tolist()) - set(organs))
@@ -53,10 +62,10 @@ def case_features(
         raise InputError("holds no labels; leave it out.")
     features = np.full((len(organs), len(COLUMNS)), np.nan)
     features[np.searchsorted(list(organs), present)] = np.stack([columns[name] for name in COLUMNS], axis=1)
-    return features
+    return features, pairs_as_text(present, touching)
 
 
 def measure_case(case: Mapping[str, str], *, transform: Transform) -> bytes:
     """Read and measure the label map of a case, and return its packed features."""
     item = transform(case)
-    return pack_features(item["features"].numpy(), item["image"].meta["sources"])
+    return pack_features(item["features"].numpy(), *(item["image"].meta[name] for name in ("sources", "contacts")))

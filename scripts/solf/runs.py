@@ -14,6 +14,7 @@ from typing import Any
 import numba
 import numpy as np
 
+from scripts.solf.contacts import MAX_CONTACT_LABELS
 from scripts.solf.marching_cubes import reordered
 
 _SYMMETRIC = np.array([[4, 5, 6], [5, 7, 8], [6, 8, 9]])  # where `sums` holds xx to zz
@@ -40,6 +41,7 @@ class LabelCounts:
         boxes: (N, 3, 2), first index and one past the last, by axis.
         components: (N,), number of 26-connected components.
         cells: (N, 256), marching-cubes cells by configuration, the volume padded with background.
+        touching: (N, N), whether two labels meet by face, edge or corner; (0, 0) for more than `MAX_CONTACT_LABELS`.
     """
 
     labels: np.ndarray
@@ -49,6 +51,7 @@ class LabelCounts:
     boxes: np.ndarray
     components: np.ndarray
     cells: np.ndarray
+    touching: np.ndarray
 
 
 def count_labels(volume: np.ndarray) -> LabelCounts:
@@ -72,11 +75,14 @@ def count_labels(volume: np.ndarray) -> LabelCounts:
     boxes[:, :, 0] = np.iinfo(np.int64).max
     components = np.zeros(len(labels) + 1, dtype=np.int64)
     cells = np.zeros((len(labels) + 1, 256), dtype=np.int64)
-    _scan(straight, index_of, capacity, sums, boxes, components, cells)
+    contacts = np.zeros((len(cells), len(cells)) if len(labels) <= MAX_CONTACT_LABELS else (0, 0), dtype=np.bool_)
+    _scan(straight, index_of, capacity, sums, boxes, components, cells, contacts)
     place = np.argsort(order)
     second = sums[1:, _SYMMETRIC[np.ix_(place, place)]]
     cells = cells[1:, reordered(place)]
-    return LabelCounts(labels, sums[1:, 0], sums[1:, 1 + place], second, boxes[1:, place], components[1:], cells)
+    touching = contacts[1:, 1:] | contacts[1:, 1:].T
+    found = labels, sums[1:, 0], sums[1:, 1 + place], second, boxes[1:, place], components[1:], cells, touching
+    return LabelCounts(*found)
 
 
 @compiled
@@ -98,7 +104,7 @@ def _survey(volume):
 
 
 @compiled
-def _scan(volume, index_of, capacity, sums, boxes, components, cells):
+def _scan(volume, index_of, capacity, sums, boxes, components, cells, contacts):
     """Go through the slices and the gaps between them, with the changes of two slices in memory.
 
     `sums` are the sums of 1, x, y, z, xx, xy, xz, yy, yz and zz over the voxels of a label. A change is an entry of
@@ -119,7 +125,7 @@ def _scan(volume, index_of, capacity, sums, boxes, components, cells):
             _add_moments(x, starts, labels, rows[now], sums, boxes)
             _add_components(starts, labels, rows[now], rows[before], parents, components)
         for y in range(ny + 1):
-            _add_cells(y, starts, labels, rows[before], rows[now], cursors, corners, cells)
+            _add_cells(y, starts, labels, rows[before], rows[now], cursors, corners, cells, contacts)
 
 
 @compiled
@@ -208,7 +214,7 @@ def _root(parents, entry):
 
 
 @compiled
-def _add_cells(y, starts, labels, rows_before, rows, cursors, corners, cells):
+def _add_cells(y, starts, labels, rows_before, rows, cursors, corners, cells, contacts):
     """Count the cells between four rows, y - 1 and y of two slices; stretches without a change are counted at once."""
     for row in range(4):
         table, inner_y = (rows_before if row < 2 else rows), y - 1 + row % 2
@@ -224,25 +230,31 @@ def _add_cells(y, starts, labels, rows_before, rows, cursors, corners, cells):
         if z == _END:
             return
         if z > last + 1:
-            _tally(corners, z - last - 1, cells)
+            _tally(corners, z - last - 1, cells, contacts)
         for row in range(4):
             if cursors[row, 0] < cursors[row, 1] and starts[cursors[row, 0]] == z:
                 corners[2 * row + 1] = labels[cursors[row, 0]]
                 cursors[row, 0] += 1
-        _tally(corners, 1, cells)
+        _tally(corners, 1, cells, contacts)
         for row in range(4):
             corners[2 * row] = corners[2 * row + 1]
         last = z
 
 
 @compiled
-def _tally(corners, times, cells):
-    """Count a cell for each label among its corners; bit n of the configuration is corner n."""
+def _tally(corners, times, cells, contacts):
+    """Count a cell for each label among its corners, and mark the labels that meet in it.
+
+    Bit n of the configuration is corner n.
+    """
     seen = 0
     for corner in range(8):
         label = corners[corner]
         if label == 0 or seen >> corner & 1:
             continue
+        if seen and len(contacts):
+            for other in range(corner):
+                contacts[label, corners[other]] = True
         configuration = np.int32(0)
         for other in range(8):
             configuration |= np.int32(corners[other] == label) << np.int32(other)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +31,18 @@ _DTYPES = {
     **dict.fromkeys((*_SHAPE, *_AXES), "float64"),
     **dict.fromkeys(_BOX, "int64"),
     "touches_border": "bool",
-    "components": "int64",
+    **dict.fromkeys(("components", "euler_number"), "int64"),
     **dict.fromkeys(("normalized_volume", *_FIELD_OF_VIEW), "float64"),
     **dict.fromkeys(("asymmetry", "offset_x", "offset_y", "offset_z"), "float64"),
 }
 COLUMNS = tuple(_DTYPES)
 """Columns of the array of a case: those of `scripts.solf.features`, then those of `scripts.solf.anatomy`."""
+
+DESCRIBED = {
+    **dict.fromkeys(("volume_mm3", "asymmetry", "components", "euler_number"), "float64"),
+    "touches_border": "boolean",
+}
+"""Columns of a table of features that stand in its decisions too, whether they vote or not; types that have NaN."""
 
 
 def read_label_table(path: str | Path = "", *, ignore_id: int | None = None) -> dict[int, str]:
@@ -110,10 +116,16 @@ def cohort_table(cases: Iterable[tuple[str, np.ndarray]], organs: Mapping[int, s
     return rows
 
 
-def pack_features(features: np.ndarray, sources: str = "") -> bytes:
-    """Compress the array of a case, and what `scripts.solf.renaming` counted in its file, for a journal."""
+def described(table: pd.DataFrame, *, without: Collection[str]) -> dict[str, pd.Series]:
+    """Return the columns `DESCRIBED` that a table of features has, but for those in `without`."""
+    return {name: table[name].astype(kind) for name, kind in DESCRIBED.items() if name in {*table} - {*without}}
+
+
+def pack_features(features: np.ndarray, sources: str = "", contacts: str = "") -> bytes:
+    """Compress the array of a case, what `scripts.solf.renaming` counted in its file, and which labels touch."""
     packed = zlib.compress(np.ascontiguousarray(features, dtype="<f8").tobytes(), level=1)
-    return packed + (zlib.compress(sources.encode(), level=1) if sources else b"")
+    texts = json.dumps([sources, contacts]) if sources or contacts else ""
+    return packed + (zlib.compress(texts.encode(), level=1) if texts else b"")
 
 
 def unpack_features(payload: bytes) -> np.ndarray:
@@ -121,8 +133,9 @@ def unpack_features(payload: bytes) -> np.ndarray:
     return np.frombuffer(zlib.decompressobj().decompress(payload), dtype="<f8").reshape(-1, len(COLUMNS))
 
 
-def unpack_sources(payload: bytes) -> str:
-    """Return the text that `pack_features` compressed."""
+def unpack_texts(payload: bytes) -> tuple[str, str]:
+    """Return `sources` and `contacts`, which `pack_features` compressed."""
     reader = zlib.decompressobj()
     reader.decompress(payload)
-    return zlib.decompress(reader.unused_data).decode() if reader.unused_data else ""
+    sources, contacts = json.loads(zlib.decompress(reader.unused_data)) if reader.unused_data else ("", "")
+    return sources, contacts

@@ -12,6 +12,7 @@ import numpy as np
 
 from scripts.common.errors import InputError
 from scripts.solf.reference import MEASURES, RELATIVE, Reference, Related, measures, relate
+from scripts.solf.tables import described
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,11 +91,12 @@ def judge(table: pd.DataFrame, thresholds: Thresholds) -> pd.DataFrame:
 
     Returns:
         `case` if the table has it, `label`, `organ`, each voting feature with its `_percentile` in the cohort,
-        `votes`, `decision` (`keep`, `reject` or `missing`) and `reason`. A shape feature that is undefined because the
-        label is one voxel (NaN) counts as outside; the asymmetry of an organ without a contralateral one, and the
-        relative features of an organ or person that the reference knows too little of, do not. A `missing` row, after
-        the labels of its case, is an organ that nearly every case of the cohort has and that this one lacks, although
-        the field of view shows its place; it has no features.
+        `votes`, `decision` (`keep`, `reject` or `missing`) and `reason`, then the other columns of
+        `scripts.solf.tables.DESCRIBED`. A shape feature that is undefined because the label is one voxel (NaN) counts
+        as outside; the asymmetry of an organ without a contralateral one, and the relative features of an organ or
+        person that the reference knows too little of, do not. A `missing` row, after the labels of its case, is an
+        organ that nearly every case of the cohort has and that this one lacks, although the field of view shows its
+        place; it has no features.
 
     Raises:
         InputError: a label is not in the table of organs.
@@ -124,7 +126,8 @@ def judge(table: pd.DataFrame, thresholds: Thresholds) -> pd.DataFrame:
     for row in np.flatnonzero(rejected):
         reasons[row] = _reason(names, values[row], low[row], high[row], outside[row])
     decision = np.where(rejected, "reject", "keep")
-    decided = pd.DataFrame({**decisions, "votes": votes, "decision": decision, "reason": reasons})
+    decisions |= {"votes": votes, "decision": decision, "reason": reasons}
+    decided = pd.DataFrame(decisions | described(table, without=names))
     absent, shown = absent_in_view(table, cases, rows, related, thresholds.reference)
     if not absent.any() or thresholds.present_percent is None:
         return decided

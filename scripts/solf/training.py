@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
+import torch
 from monai.data import Dataset
 
 from scripts.common.errors import InputError
 from scripts.common.files import require_writable, write_json
 from scripts.models.weight_files import save
+from scripts.solf.contacts import fit_contacts
+from scripts.solf.dictionary import columns_of
 from scripts.solf.fitting import fit_thresholds, subjects_needed
 from scripts.solf.measuring import measure_case
 from scripts.solf.thresholds import INPUTS, readable
@@ -78,19 +81,23 @@ class FilterTrainer(CohortWorkflow):
         """Measure, fit and write."""
         self.measure(partial(measure_case, transform=self.transform), depends_on=[measure_case])
         features = self.output_dir / "features.parquet"
-        write_parquet(self.tables(), features)
+        write_parquet(self.tables(), features, columns=columns_of("features"))
         table = read_features(features)
         rule = self.choose_rule(table)
         fitted = fit_thresholds(table, organs=self.network.organs, version=self.version, **rule)
         self.network.thresholds = fitted
+        self.network.contact_percent.copy_(torch.from_numpy(fit_contacts(_contacts(features), self.network.organs)))
         save(self.network.state_dict(), self.ckpt_path)
         write_json(self.output_dir / "thresholds.json", readable(fitted))
         organs = int((fitted.subjects > 0).sum())
         logger.info("wrote thresholds %s of %d organs to %s", fitted.fingerprint, organs, self.ckpt_path)
         self._decisions_file.unlink(missing_ok=True)  # of earlier thresholds
-        if self.qc:
+        if self.qc or self.aggregate_only:
             counts = self.write_decisions()
             logger.info("%d organs are missing", counts["missing"])
+        if self.aggregate_only:
+            self.write_aggregate()
+        if self.qc:
             self.report()
 
 
@@ -101,3 +108,10 @@ def read_features(path: str | Path) -> pd.DataFrame:
     with pq.ParquetFile(path, read_dictionary=["case"]) as file:
         columns = {name: file.read([name]).to_pandas()[name] for name in INPUTS}
     return pd.DataFrame(columns, copy=False)
+
+
+def _contacts(path: Path) -> Iterator[pd.DataFrame]:
+    """Read the contacts of `features.parquet`, several hundred cases at a time."""
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group, columns=["case", "label", "contacts"]).to_pandas()

@@ -24,7 +24,7 @@ from scripts.io.nifti import StoredVolume, read_nifti
 from scripts.io.organ_folder import read_organ_folder
 from scripts.io.writing import SaveLabelMapd
 from scripts.solf.lookup import count_labels, replace_labels
-from scripts.solf.measuring import case_features
+from scripts.solf.measuring import features_and_contacts
 from scripts.solf.renaming import Renaming, source_counts
 from scripts.solf.tables import IGNORE, read_label_table
 
@@ -130,11 +130,11 @@ class ShapeFeaturesd(MapTransform):
         for key in self.key_iterator(d):
             label = d[key].as_tensor()[0].numpy()
             try:
-                features = case_features(label, d[key].affine.numpy(), self.organs, ignore_id=self.ignore_id)
+                found = features_and_contacts(label, d[key].affine.numpy(), self.organs, ignore_id=self.ignore_id)
             except InputError as error:
                 path = d[key].meta.get("filename_or_obj", "label map")
                 raise InputError(f"{printable(path)}: {error}") from error
-            d[self.features_key] = torch.from_numpy(features)
+            d[self.features_key], d[key].meta["contacts"] = torch.from_numpy(found[0]), found[1]
         return d
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -23,13 +24,16 @@ from scripts.common.files import atomic_path, require_writable
 from scripts.common.fingerprint import fingerprint
 from scripts.common.flags import parse_flag
 from scripts.common.locks import FolderLock
+from scripts.solf.aggregate import check_folder, write_aggregate
+from scripts.solf.contacts import partners, with_unusual_contacts
+from scripts.solf.dictionary import Column, columns_of
 from scripts.solf.features import compile_features
 from scripts.solf.filter import LabelFilter
 from scripts.solf.renaming import Sources
 from scripts.solf.report.folder import check_report, remove_unfinished
 from scripts.solf.report.review import ReviewOptions
 from scripts.solf.report.write import write_report
-from scripts.solf.tables import cohort_table, unpack_features, unpack_sources
+from scripts.solf.tables import cohort_table, unpack_features, unpack_texts
 from scripts.solf.thresholds import judge, readable
 from scripts.solf.verdicts import with_verdicts
 
@@ -49,6 +53,7 @@ class CohortWorkflow:
             first transform reads it.
         output_dir: folder of the results and of `journal.sqlite`, the finished cases; checked at once.
         qc: whether to write the report `qc/index.html`; what it needs is checked at once.
+        aggregate_only: whether to write `aggregate/` of `scripts.solf.aggregate` in place of decisions and report.
         review: options of `scripts.solf.report.review.ReviewOptions`, checked at once if `qc` is true.
         scheduler: address of a Dask scheduler; "" for processes on this machine.
         workers: processes on this machine; -1 for one per core, 0 to run in this process.
@@ -65,14 +70,19 @@ class CohortWorkflow:
         dataset: Dataset,
         output_dir: str | Path,
         qc: bool | str,
+        aggregate_only: bool | str = False,
         review: Mapping[str, Any] | None = None,
         scheduler: str = "",
         workers: int = -1,
     ) -> None:
-        self.network, self.output_dir, self.qc = network, require_writable(output_dir), parse_flag(qc, "qc")
+        self.network, self.output_dir = network, require_writable(output_dir)
+        self.aggregate_only = parse_flag(aggregate_only, "aggregate_only")
+        self.qc = parse_flag(qc, "qc") and not self.aggregate_only
         for name in RESULTS:
             refuse_folder(self.output_dir / name)
         self.cases = sorted(dataset.data, key=lambda case: case["case"])
+        if self.aggregate_only:
+            check_folder(self._aggregate)
         if self.qc:
             check_report(self.output_dir / "qc")
             names = {"organs": network.organs.values(), "cases": [case["case"] for case in self.cases]}
@@ -159,9 +169,14 @@ class CohortWorkflow:
 
     def table_of(self, payloads: Sequence[tuple[str, bytes]]) -> pd.DataFrame:
         """Turn the results of named cases into one table, and count what became of the files' own labels."""
-        for _, payload in payloads:
-            self._sources.add(unpack_sources(payload))
-        return cohort_table([(case, unpack_features(payload)) for case, payload in payloads], self.network.organs)
+        table = cohort_table([(case, unpack_features(payload)) for case, payload in payloads], self.network.organs)
+        touched: dict[tuple[str, int], str] = {}
+        for case, payload in payloads:
+            sources, contacts = unpack_texts(payload)
+            self._sources.add(sources)
+            touched |= {(case, label): " ".join(map(str, others)) for label, others in partners(contacts).items()}
+        keys = zip(table["case"], table["label"], strict=True)
+        return table.assign(contacts=[touched.get(key, "") for key in keys])
 
     def write_decisions(self) -> Counter[str]:
         """Write the decision about every label to `decisions.parquet`, and return the count of each decision.
@@ -169,14 +184,16 @@ class CohortWorkflow:
         Decisions are derived here alone; the CSV and the report read this file.
         """
         thresholds, counts = self.network.thresholds, Counter()
+        contact_percent = self.network.contact_percent.cpu().numpy()
 
         def decided() -> Iterator[pd.DataFrame]:
             for table in self.tables():
                 decisions = self.network.with_drops(with_verdicts(judge(table, thresholds), self.verdicts))
+                decisions = with_unusual_contacts(decisions, table, contact_percent, self.network.organs)
                 counts.update(decisions["decision"])
                 yield decisions
 
-        write_parquet(decided(), self._decisions_file)
+        write_parquet(decided(), self._decisions_file, columns=columns_of("decisions"))
         return counts
 
     def decisions(self) -> Iterator[pd.DataFrame]:
@@ -207,6 +224,23 @@ class CohortWorkflow:
             failures=self.failures,
         )
 
+    def write_aggregate(self) -> None:
+        """Write `aggregate/` from the table of `write_decisions`, and remove that, also one of an earlier run."""
+        try:
+            write_aggregate(
+                self._aggregate,
+                decisions=self.decisions(),
+                thresholds=self.network.thresholds,
+                failed=len(self.failures),
+            )
+        finally:
+            for path in (self._decisions_file, self.output_dir / "decisions.csv"):
+                path.unlink(missing_ok=True)
+
+    @property
+    def _aggregate(self) -> Path:
+        return self.output_dir / "aggregate"
+
     @property
     def _decisions_file(self) -> Path:
         return self.output_dir / "decisions.parquet"
@@ -227,16 +261,29 @@ def _load(reader: Callable[..., Any], path: str) -> Any:
     return reader({"image": path})["image"]
 
 
-def write_parquet(tables: Iterable[pd.DataFrame], path: Path) -> None:
+def write_parquet(
+    tables: Iterable[pd.DataFrame], path: Path, *, columns: Mapping[str, Column] = MappingProxyType({})
+) -> None:
     """Write tables with the same columns as one Parquet file, a row group each, whole or not at all.
 
     Args:
         tables: at least one, none of them empty; only one is in memory at a time.
         path: the file.
+        columns: units and definitions, which become metadata of the fields.
     """
     with atomic_path(path) as temporary, ExitStack() as stack:
         writer = None
         for table in tables:
             rows = pa.Table.from_pandas(table, preserve_index=False)
-            writer = writer or stack.enter_context(pq.ParquetWriter(temporary, rows.schema))
+            writer = writer or stack.enter_context(pq.ParquetWriter(temporary, _with_metadata(rows.schema, columns)))
             writer.write_table(rows, row_group_size=len(rows))
+
+
+def _with_metadata(schema: pa.Schema, columns: Mapping[str, Column]) -> pa.Schema:
+    fields = [
+        field.with_metadata({"unit": columns[field.name].unit, "definition": columns[field.name].definition})
+        if field.name in columns
+        else field
+        for field in schema
+    ]
+    return pa.schema(fields, metadata=schema.metadata)

@@ -16,6 +16,8 @@ import torch
 
 from scripts.common.errors import InputError, root_cause
 from scripts.common.organs import ORGANS
+from scripts.solf.dictionary import columns_of, tables
+from scripts.solf.thresholds import FEATURES
 from tests.conftest import PAPER, ROOT, bundle_workflow, command_line, run_bundle
 from tools.label_cohort import make_cohort
 
@@ -176,7 +178,7 @@ def test_second_run_measures_nothing_again_and_gives_the_same_bytes(fitted, raw,
     def never(*_):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("scripts.solf.transforms.case_features", never)
+    monkeypatch.setattr("scripts.solf.transforms.features_and_contacts", never)
     train(raw, tmp_path)
     for name in ("fit/features.parquet", "fit/thresholds.json", "models/model.pt"):
         assert (tmp_path / name).read_bytes() == (tmp_path / "first" / name).read_bytes(), name
@@ -380,6 +382,44 @@ def test_two_label_maps_of_each_person_are_compared(cohort, raw, tmp_path):
     assert found["reject"].mean() > 0.8
     assert not found["keep"].any()
     assert len(list(tmp_path.glob("*_consensus.nii.gz"))) == 25
+
+
+def test_every_column_that_a_run_writes_is_declared_and_every_declared_one_is_written(cohort, raw, tmp_path):
+    """All tables of a fit, cleaning, evaluation, tuning and agreement, against docs/tables.md."""
+    folders = {name: tmp_path / name for name in ("models", "fit", "tuned", "clean", "eval", "two", "aggregate")}
+    truth, errors = str(cohort.truth[0].parent), str(raw.parent / "errors.csv")
+    train(raw, tmp_path, qc=True, review_labels=0, features=list(FEATURES), votes=1)
+    decisions = pd.read_parquet(tmp_path / "fit" / "decisions.parquet")
+    (tmp_path / "verdicts").mkdir()
+    for name, cases in (("alice", 20), ("bob", 5)):
+        table = verdict_table(cohort.errors[["case", "label", "kind"]], decisions, name, cases=cases)
+        table.loc[:2, "verdict"] = "accept" if name == "bob" else "reject"
+        table.to_csv(tmp_path / "verdicts" / f"{name}.csv", index=False)
+    settings = {"verdicts": str(tmp_path / "verdicts")}
+    (tmp_path / "names.json").write_text(json.dumps({str(n): "x" if n == 2 else name for n, name in ORGANS.items()}))
+    clean(raw, folders["clean"], tmp_path, label_names=str(tmp_path / "names.json"), **settings)
+    clean(raw, folders["aggregate"], tmp_path, aggregate_only=True)
+    given = {"input": str(raw), "ckpt_path": str(tmp_path / "models" / "model.pt"), "output_dir": str(folders["eval"])}
+    run_bundle(BUNDLE, ["inference.json", "evaluate.json"], **given, **settings, reference=truth, known_errors=errors)
+    tune = {"train#trainer#factors": {"mad": [4.0]}, "max_false_rejections": 0.2, "qc": False, "workers": 0}
+    tune |= {"dataset_dir": str(raw), "output_dir": str(folders["tuned"]), "known_errors": errors, "epsilon_percent": 5}
+    run_bundle(BUNDLE, ["train.json", "tune.json"], ckpt_dir=str(folders["tuned"]), **tune)
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps" / "person_0000.nii.gz").write_bytes(b"")
+    for path in cohort.labels[1:3]:
+        shutil.copy(path, tmp_path / "maps")
+    two = {"input": str(tmp_path / "maps"), "other": truth, "output_dir": str(folders["two"]), "workers": 0}
+    with pytest.raises(SystemExit, match="1 of 3 cases failed"):
+        run_bundle(BUNDLE, ["agreement.json"], **two)
+    compared = {"decisions.csv": "compared", "decisions.parquet": "compared", "summary.csv": "compared_summary"}
+    written = {}
+    for path in [path for folder in folders.values() for path in folder.rglob("*.[cp]*") if "qc" not in path.parts]:
+        if path.suffix in (".csv", ".parquet"):
+            name = compared.get(path.name, path.stem) if path.parent == folders["two"] else path.stem
+            table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+            written.setdefault(name, set()).update(table)
+    declared = {name: set(columns_of(name)) for name in tables()}
+    assert written == declared
 
 
 def test_rules_and_features_of_the_command_line_are_used(raw, tmp_path):

@@ -119,8 +119,10 @@ def cleaner(tmp_path, fitted):
 def measured(monkeypatch):
     """Count the label maps that are measured in this process."""
     calls = []
-    original = transforms.case_features
-    monkeypatch.setattr(transforms, "case_features", lambda *args, **named: calls.append(1) or original(*args, **named))
+    original = transforms.features_and_contacts
+    monkeypatch.setattr(
+        transforms, "features_and_contacts", lambda *args, **named: calls.append(1) or original(*args, **named)
+    )
     return calls
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.ndimage as ndi
-from skimage.measure import marching_cubes
+from skimage.measure import euler_number, marching_cubes
 
 from scripts.common.errors import InputError
 from scripts.solf import features
@@ -108,6 +108,27 @@ def test_components_equal_scipy_with_26_neighbours(labels, smooth):
     label = blobs(np.random.default_rng(labels), labels=labels, shape=(17, 23, 29), smooth=smooth)
     for row in label_shape_features(label, np.eye(4)).itertuples():
         assert row.components == ndi.label(label == row.label, np.ones((3, 3, 3)))[1]
+
+
+@pytest.mark.parametrize("smooth", [0.01, 0.4, 0.8, 1.5])
+@pytest.mark.parametrize("labels", [1, 3, 12])
+def test_euler_number_equals_scikit_image_with_26_neighbours(labels, smooth):
+    label = blobs(np.random.default_rng(labels), labels=labels, shape=(17, 23, 29), smooth=smooth)
+    for row in label_shape_features(label, np.eye(4)).itertuples():
+        assert row.euler_number == euler_number(label == row.label, connectivity=3)
+
+
+@pytest.mark.parametrize(("holes", "expected"), [([], 1), (["tunnel"], 0), (["cavity"], 2), (["tunnel", "cavity"], 1)])
+def test_euler_number_is_components_less_tunnels_plus_cavities(holes, expected):
+    label = np.zeros((16, 12, 14), np.uint8)
+    label[0:14, 2:10, 2:12] = 1
+    if "tunnel" in holes:
+        label[3, :, 5] = 0
+    if "cavity" in holes:
+        label[9:11, 5:7, 6:8] = 0
+        label[9, 5, 6] = 2  # another label in it changes nothing
+    row = label_shape_features(label, np.eye(4)).iloc[0]
+    assert (row.components, row.euler_number) == (1, expected)
 
 
 def test_rods_joined_only_in_the_last_slice_are_one_component():

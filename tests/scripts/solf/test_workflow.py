@@ -66,12 +66,12 @@ def test_decisions_of_a_table_are_written_as_one_row_group_with_one_schema(cohor
         cases = [file.read_row_group(n).to_pandas()["case"].nunique() for n in range(file.num_row_groups)]
         types = {field.name: str(field.type).removeprefix("large_") for field in file.schema_arrow}
     assert cases == [4, 4, 2]
-    texts = {"case", "organ", "decision", "reason"}
+    texts = {"case", "organ", "decision", "reason", "unusual_contacts"}
     numbers = {"normalized_volume", "sphericity", "eccentricity"}
     numbers |= {f"{name}_percentile" for name in numbers}
     assert types == dict.fromkeys(texts, "string") | dict.fromkeys(numbers, "double") | dict.fromkeys(
         ("label", "votes"), "int64"
-    )
+    ) | dict.fromkeys(("volume_mm3", "asymmetry", "components", "euler_number"), "double") | {"touches_border": "bool"}
     table = pd.read_parquet(tmp_path / "out" / "decisions.parquet")
     assert (table.loc[:11, "reason"] == "").all()
     assert set(table.loc[table["case"] == "s05", "decision"]) == {"reject", "drop"}
