@@ -30,6 +30,10 @@ Rejected = Literal["ignore", "background", "drop_case"]
 REJECTED: tuple[Rejected, ...] = get_args(Rejected)
 _ARRAYS = ("low", "high", "quantiles", "subjects", "voting", "present_percent")
 _ABOUT_BYTES = 2048
+_NO_GRAPH = (
+    "the label filter measures with NumPy, which no graph of TorchScript, torch.export or ONNX can hold; run it with "
+    "Python, as inference.json does."
+)
 
 
 class LabelFilter(nn.Module):
@@ -123,6 +127,14 @@ class LabelFilter(nn.Module):
         self.reference[...] = reference
         self.about.copy_(_bytes(dict(fitted.about), length=_ABOUT_BYTES))
 
+    def __prepare_scriptable__(self) -> LabelFilter:
+        """Refuse `torch.jit.script`, which calls this.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(_NO_GRAPH)
+
     def refuse_state(self, state: Mapping[str, torch.Tensor], path: str | Path) -> None:
         """Refuse thresholds that no fit with this label table gives; `scripts.models.weights` asks before loading.
 
@@ -189,8 +201,10 @@ class LabelFilter(nn.Module):
             The cleaned maps, of the type of `label`.
 
         Raises:
-            InputError: a voxel is not from 0 to 65535, or `label` is uint8 and `ignore_id` above 255.
+            InputError: a voxel is not from 0 to 65535, `label` is uint8 and `ignore_id` above 255, or it is traced.
         """
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+            raise InputError(_NO_GRAPH)
         if not label.dtype.is_floating_point and self.ignore_id > torch.iinfo(label.dtype).max:
             raise InputError(
                 f"label map: {label.dtype} cannot hold the ignore_id {self.ignore_id}; give wider integers."
@@ -235,7 +249,7 @@ def clean_case(
     cleaned = network.clean(array, features, item.get("verdicts", ""))  # without the copies of a forward pass
     pred = MetaTensor(torch.from_numpy(cleaned)[None], meta=image.meta)
     postprocessing({**item, "pred": pred})
-    return pack_features(features, image.meta["sources"])
+    return pack_features(features, image.meta["sources"], image.meta.get("fixed", ""))
 
 
 def _unsigned(label: np.ndarray, ignore_id: int) -> np.ndarray:

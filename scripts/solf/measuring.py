@@ -59,4 +59,5 @@ def case_features(
 def measure_case(case: Mapping[str, str], *, transform: Transform) -> bytes:
     """Read and measure the label map of a case, and return its packed features."""
     item = transform(case)
-    return pack_features(item["features"].numpy(), item["image"].meta["sources"])
+    meta = item["image"].meta
+    return pack_features(item["features"].numpy(), meta["sources"], meta.get("fixed", ""))

@@ -110,10 +110,17 @@ def cohort_table(cases: Iterable[tuple[str, np.ndarray]], organs: Mapping[int, s
     return rows
 
 
-def pack_features(features: np.ndarray, sources: str = "") -> bytes:
-    """Compress the array of a case, and what `scripts.solf.renaming` counted in its file, for a journal."""
-    packed = zlib.compress(np.ascontiguousarray(features, dtype="<f8").tobytes(), level=1)
-    return packed + (zlib.compress(sources.encode(), level=1) if sources else b"")
+def pack_features(features: np.ndarray, sources: str = "", fixed: str = "") -> bytes:
+    """Compress for a journal the array of a case, and texts about its file.
+
+    Args:
+        features: (L, C).
+        sources: what `scripts.solf.renaming` counted.
+        fixed: what `scripts.solf.fixing` changed.
+    """
+    texts = (sources, fixed) if fixed else (sources,) if sources else ()
+    parts = (np.ascontiguousarray(features, dtype="<f8").tobytes(), *(text.encode() for text in texts))
+    return b"".join(zlib.compress(part, level=1) for part in parts)
 
 
 def unpack_features(payload: bytes) -> np.ndarray:
@@ -121,8 +128,12 @@ def unpack_features(payload: bytes) -> np.ndarray:
     return np.frombuffer(zlib.decompressobj().decompress(payload), dtype="<f8").reshape(-1, len(COLUMNS))
 
 
-def unpack_sources(payload: bytes) -> str:
-    """Return the text that `pack_features` compressed."""
-    reader = zlib.decompressobj()
-    reader.decompress(payload)
-    return zlib.decompress(reader.unused_data).decode() if reader.unused_data else ""
+def unpack_texts(payload: bytes) -> tuple[str, str]:
+    """Return the texts `sources` and `fixed` that `pack_features` compressed."""
+    texts = []
+    while payload:
+        reader = zlib.decompressobj()
+        texts.append(reader.decompress(payload))
+        payload = reader.unused_data
+    sources, fixed, *_ = (*(text.decode() for text in texts[1:]), "", "")
+    return sources, fixed

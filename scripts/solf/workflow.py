@@ -25,12 +25,14 @@ from scripts.common.flags import parse_flag
 from scripts.common.locks import FolderLock
 from scripts.solf.features import compile_features
 from scripts.solf.filter import LabelFilter
+from scripts.solf.fixing import FixLabelsd, changes_of, with_kinds
 from scripts.solf.renaming import Sources
 from scripts.solf.report.folder import check_report, remove_unfinished
 from scripts.solf.report.review import ReviewOptions
 from scripts.solf.report.write import write_report
-from scripts.solf.tables import cohort_table, unpack_features, unpack_sources
+from scripts.solf.tables import cohort_table, unpack_features, unpack_texts
 from scripts.solf.thresholds import judge, readable
+from scripts.solf.transforms import LoadLabelMapd
 from scripts.solf.verdicts import with_verdicts
 
 logger = logging.getLogger(__name__)
@@ -81,6 +83,7 @@ class CohortWorkflow:
         self.scheduler, self.workers = scheduler, workers
         self.failures: dict[str, str] = {}
         self.verdicts: pd.DataFrame | None = None
+        self.changes: dict[tuple[str, int], tuple[str, int]] = {}
         self.folders: dict[Path, str] = {self.output_dir: "output_dir"}
         self._journal: Journal | None = None
 
@@ -146,9 +149,20 @@ class CohortWorkflow:
         for lock in self._locks:
             lock.check()
         failures.write_failures(self.output_dir, self.failures)
+        self.changes = self._changes()
         if len(self.failures) == len(self.cases):
             first = next(iter(self.failures.values()), "the dataset is empty")
             raise InputError(f"none of {len(self.cases)} label maps could be measured: {first}")
+
+    def _changes(self) -> dict[tuple[str, int], tuple[str, int]]:
+        """Return what `scripts.solf.fixing.changes_of` gives, by case and label, and log how many were changed."""
+        fixed = [case for case in self.cases if case.get("fixed") and case["case"] not in self.failures]
+        texts = {name: unpack_texts(payload)[1] for name, payload in self._journal.payloads(fixed)}
+        changes = {(name, label): change for name, text in texts.items() for label, change in changes_of(text).items()}
+        if fixed:
+            count = len({name for name, _ in changes})
+            logger.info("fixed: %d labels of %d cases differ from the label maps", len(changes), count)
+        return changes
 
     def tables(self) -> Iterator[pd.DataFrame]:
         """Yield the features of several hundred cases at a time, in order of name."""
@@ -157,7 +171,7 @@ class CohortWorkflow:
         for start in range(0, len(done), _CASES_PER_TABLE):
             payloads = list(self._journal.payloads(done[start : start + _CASES_PER_TABLE]))
             for _, payload in payloads:
-                self._sources.add(unpack_sources(payload))
+                self._sources.add(unpack_texts(payload)[0])
             yield self.table_of(payloads)
 
     def table_of(self, payloads: Iterable[tuple[str, bytes]]) -> pd.DataFrame:
@@ -174,6 +188,8 @@ class CohortWorkflow:
         def decided() -> Iterator[pd.DataFrame]:
             for table in self.tables():
                 decisions = self.network.with_drops(with_verdicts(judge(table, thresholds), self.verdicts))
+                if any("fixed" in case for case in self.cases):
+                    decisions = with_kinds(decisions, self.changes)
                 counts.update(decisions["decision"])
                 yield decisions
 
@@ -203,10 +219,18 @@ class CohortWorkflow:
             decisions=self.decisions(),
             thresholds=readable(self.network.thresholds, **about),
             sources={case["case"]: case["image"] for case in self.cases},
-            load=partial(_load, self.transform.flatten().transforms[0]),
+            load=partial(self._load, {case["image"]: case for case in self.cases}),
             review=self.review,
             failures=self.failures,
         )
+
+    def _load(self, cases: Mapping[str, Case], path: str) -> Any:
+        """Read a label map, with what was fixed."""
+        item = cases[path]
+        for transform in self.transform.flatten().transforms:
+            if isinstance(transform, LoadLabelMapd | FixLabelsd):
+                item = transform(item)
+        return item["image"]
 
     @property
     def _decisions_file(self) -> Path:
@@ -221,11 +245,6 @@ def refuse_folder(path: Path) -> None:
     """
     if path.is_dir():
         raise InputError(f"{path}: is a folder, where a result will be written; move it away.")
-
-
-def _load(reader: Callable[..., Any], path: str) -> Any:
-    """Read a label map with the first transform."""
-    return reader({"image": path})["image"]
 
 
 def write_parquet(tables: Iterable[pd.DataFrame], path: Path) -> None:
