@@ -20,7 +20,7 @@ from scripts.models.weights import load_weights
 from scripts.solf.filter import LabelFilter, clean_case
 from scripts.solf.fixing import changes_of
 from scripts.solf.measuring import Transform
-from scripts.solf.tables import unpack_features, unpack_texts
+from scripts.solf.tables import unpack, unpack_features
 from scripts.solf.thresholds import readable, summary
 from scripts.solf.verdicts import consensus, settled, warn_of_absent, without_outdated
 from scripts.solf.workflow import CohortWorkflow
@@ -106,7 +106,7 @@ class CohortCleaner(CohortWorkflow):
         [(_, payload)] = self._journal.payloads([case])
         verdicts = case.get("verdicts", "")
         if verdicts and case.get("fixed"):
-            verdicts = settled(verdicts, changes_of(unpack_texts(payload)[1]))
+            verdicts = settled(verdicts, changes_of(unpack(payload)[2]))
         return (self.network.decide(unpack_features(payload), verdicts)["decision"] == "drop").any()
 
     def _remove_stale(self, states: Mapping[str, list[Any]]) -> None:

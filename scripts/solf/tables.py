@@ -110,30 +110,34 @@ def cohort_table(cases: Iterable[tuple[str, np.ndarray]], organs: Mapping[int, s
     return rows
 
 
-def pack_features(features: np.ndarray, sources: str = "", fixed: str = "") -> bytes:
-    """Compress for a journal the array of a case, and texts about its file.
+def pack(content: bytes, sources: str = "", fixed: str = "") -> bytes:
+    """Compress the result of a case for a journal.
 
     Args:
-        features: (L, C).
-        sources: what `scripts.solf.renaming` counted.
+        content: what was measured.
+        sources: what `scripts.solf.renaming` counted in its file.
         fixed: what `scripts.solf.fixing` changed.
     """
     texts = (sources, fixed) if fixed else (sources,) if sources else ()
-    parts = (np.ascontiguousarray(features, dtype="<f8").tobytes(), *(text.encode() for text in texts))
-    return b"".join(zlib.compress(part, level=1) for part in parts)
+    return b"".join(zlib.compress(part, level=1) for part in (content, *(text.encode() for text in texts)))
+
+
+def unpack(payload: bytes) -> tuple[bytes, str, str]:
+    """Return what `pack` compressed."""
+    parts = []
+    while payload:
+        reader = zlib.decompressobj()
+        parts.append(reader.decompress(payload))
+        payload = reader.unused_data
+    content, sources, fixed = (*parts, b"", b"")[:3]
+    return content, sources.decode(), fixed.decode()
+
+
+def pack_features(features: np.ndarray, sources: str = "", fixed: str = "") -> bytes:
+    """Compress the (L, C) array of a case for a journal, with texts as `pack`."""
+    return pack(np.ascontiguousarray(features, dtype="<f8").tobytes(), sources, fixed)
 
 
 def unpack_features(payload: bytes) -> np.ndarray:
     """Return the array that `pack_features` compressed."""
-    return np.frombuffer(zlib.decompressobj().decompress(payload), dtype="<f8").reshape(-1, len(COLUMNS))
-
-
-def unpack_texts(payload: bytes) -> tuple[str, str]:
-    """Return the texts `sources` and `fixed` that `pack_features` compressed."""
-    texts = []
-    while payload:
-        reader = zlib.decompressobj()
-        texts.append(reader.decompress(payload))
-        payload = reader.unused_data
-    sources, fixed, *_ = (*(text.decode() for text in texts[1:]), "", "")
-    return sources, fixed
+    return np.frombuffer(unpack(payload)[0], dtype="<f8").reshape(-1, len(COLUMNS))

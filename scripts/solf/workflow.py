@@ -30,7 +30,7 @@ from scripts.solf.renaming import Sources
 from scripts.solf.report.folder import check_report, remove_unfinished
 from scripts.solf.report.review import ReviewOptions
 from scripts.solf.report.write import write_report
-from scripts.solf.tables import cohort_table, unpack_features, unpack_texts
+from scripts.solf.tables import cohort_table, unpack, unpack_features
 from scripts.solf.thresholds import judge, readable
 from scripts.solf.transforms import LoadLabelMapd
 from scripts.solf.verdicts import with_verdicts
@@ -157,7 +157,7 @@ class CohortWorkflow:
     def _changes(self) -> dict[tuple[str, int], tuple[str, int]]:
         """Return what `scripts.solf.fixing.changes_of` gives, by case and label, and log how many were changed."""
         fixed = [case for case in self.cases if case.get("fixed") and case["case"] not in self.failures]
-        texts = {name: unpack_texts(payload)[1] for name, payload in self._journal.payloads(fixed)}
+        texts = {name: unpack(payload)[2] for name, payload in self._journal.payloads(fixed)}
         changes = {(name, label): change for name, text in texts.items() for label, change in changes_of(text).items()}
         if fixed:
             count = len({name for name, _ in changes})
@@ -171,7 +171,7 @@ class CohortWorkflow:
         for start in range(0, len(done), _CASES_PER_TABLE):
             payloads = list(self._journal.payloads(done[start : start + _CASES_PER_TABLE]))
             for _, payload in payloads:
-                self._sources.add(unpack_texts(payload)[0])
+                self._sources.add(unpack(payload)[1])
             yield self.table_of(payloads)
 
     def table_of(self, payloads: Iterable[tuple[str, bytes]]) -> pd.DataFrame:
