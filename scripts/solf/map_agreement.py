@@ -125,8 +125,8 @@ def compare_case(
         postprocessing: writes `pred`.
 
     Returns:
-        Packed rows of `scripts.scoring.metrics.organ_scores` as JSON, with `votes`, `decision` and `reason`: `missing` is an
-        organ that only the other map has.
+        Rows of `scripts.scoring.metrics.organ_scores` as packed JSON, with `votes`, `decision` and `reason`: `missing`
+        is an organ that only the other map has.
 
     Raises:
         InputError: the maps cannot be read, lie on different grids, or hold labels that `organs` lacks.
