@@ -467,6 +467,12 @@ def test_export_of_the_filter_is_refused(fitted, tmp_path, way):
     assert not (tmp_path / "model.ts").exists()
 
 
+@pytest.mark.parametrize("config", ["train.json", "inference.json", "agreement.json"])
+def test_other_libraries_than_those_of_the_release_are_warned_of(config, tmp_path, caplog):
+    bundle_workflow(BUNDLE, [config], **{"_meta_#numpy_version": "1.0", "output_dir": str(tmp_path)}).initialize()
+    assert "not as released: numpy " in caplog.text
+
+
 def test_folders_of_masks_are_compared_by_the_names_of_people(cohort, tmp_path):
     """TotalSegmentator names every folder of masks alike, `segmentations`."""
     for name, paths in (("labels", cohort.labels), ("truth", cohort.truth)):

@@ -298,7 +298,9 @@ def test_verdict_that_is_older_than_the_fix_does_not_count_and_newer_ones_do(
     table, _ = clean(verdicts=verdicts(time_ns, *rows), rejected=rejected, drop_share=0.9)
     assert table.loc["s05", "decision"].to_dict() == {2: "keep", 3: "reject", 66: "reject"}
     assert table.loc["s05", "verdict"].to_dict() == {2: "", 3: "reject", 66: "reject"}
-    assert "of 2 labels some are older than their fixed file and do not count; review them again: s05 kid" in caplog.text
+    assert (
+        "of 2 labels some are older than their fixed file and do not count; review them again: s05 kid" in caplog.text
+    )
     voxels = np.asarray(nib.load(tmp_path / "out" / "s05_cleaned.nii.gz").dataobj)
     np.testing.assert_array_equal(voxels, np.where(np.isin(WHOLE, [3, 66]), 255, WHOLE))
     caplog.clear()
