@@ -99,7 +99,8 @@ class Journal:
         with _explained(self.path):
             stored = dict(self._connection.execute("SELECT name, stamp FROM cases"))
         stamps = {name: json.loads(stamp) for name, stamp in stored.items()}
-        return {name: (stamp[0], stamp[-1]) for name, stamp in stamps.items()}
+        texts = {name: [part for part in stamp if isinstance(part, str)] for name, stamp in stamps.items()}
+        return {name: (path, settings) for name, (path, settings) in texts.items()}
 
     def forget(self, names: Iterable[str]) -> None:
         """Remove cases, so that they are processed again if they come back."""

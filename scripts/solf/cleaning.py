@@ -18,10 +18,11 @@ from scripts.common.files import write_json
 from scripts.common.fingerprint import file_state
 from scripts.models.weights import load_weights
 from scripts.solf.filter import LabelFilter, clean_case, require_fit
+from scripts.solf.fixing import changes_of
 from scripts.solf.measuring import Transform
-from scripts.solf.tables import unpack_features
+from scripts.solf.tables import unpack, unpack_features
 from scripts.solf.thresholds import readable, summary
-from scripts.solf.verdicts import consensus, warn_of_absent
+from scripts.solf.verdicts import consensus, settled, warn_of_absent, without_outdated
 from scripts.solf.workflow import CohortWorkflow
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class CohortCleaner(CohortWorkflow):
     ) -> None:
         super().__init__(network=network, dataset=dataset, qc=qc, **options)
         self.postprocessing, self.ckpt_path = postprocessing, Path(ckpt_path)
-        self.verdicts = None if verdicts is None else consensus(verdicts)
+        self.all_verdicts = verdicts
 
     def process(self) -> None:
         """Clean and write.
@@ -81,6 +82,8 @@ class CohortCleaner(CohortWorkflow):
             if self._journal:
                 self._remove_stale(states)
         write_json(self.output_dir / "thresholds.json", readable(self.network.thresholds))
+        if self.all_verdicts is not None:
+            self.verdicts = consensus(without_outdated(self.all_verdicts, self.changes))
         counts = self.write_decisions()
         if self.verdicts is not None:
             warn_of_absent(self.verdicts, self.decisions())
@@ -106,7 +109,10 @@ class CohortCleaner(CohortWorkflow):
         if self.network.rejected != "drop_case":
             return False
         [(_, payload)] = self._journal.payloads([case])
-        return (self.network.decide(unpack_features(payload), case.get("verdicts", ""))["decision"] == "drop").any()
+        verdicts = case.get("verdicts", "")
+        if verdicts and case.get("fixed"):
+            verdicts = settled(verdicts, changes_of(unpack(payload).fixed))
+        return (self.network.decide(unpack_features(payload), verdicts)["decision"] == "drop").any()
 
     def _remove_stale(self, states: Mapping[str, list[Any]]) -> None:
         """Remove the maps of cases that failed now, and of an earlier run's whose file is gone; log what was removed.

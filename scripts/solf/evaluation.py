@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,24 +28,30 @@ from scripts.inference.case_handler import (
     source_path,
 )
 from scripts.solf.filter import LabelFilter
+from scripts.solf.fixing import changes_of
 from scripts.solf.inputs import list_label_maps
 from scripts.solf.known_errors import check_cases, error_rates, rates, read_errors, with_errors
 from scripts.solf.reviewers import agreement, conflicts
-from scripts.solf.verdicts import KEY, consensus, warn_of_absent
+from scripts.solf.verdicts import KEY, consensus, warn_of_absent, without_outdated
 
 _METRICS = ("precision", "recall", "f1", "false_rejection_rate")
 logger = logging.getLogger(__name__)
 
 
 def paired_cases(
-    source: str | Path, reference: str | Path = "", *, output_dir: str | Path | None = None
+    source: str | Path,
+    reference: str | Path = "",
+    *,
+    output_dir: str | Path | None = None,
+    label_table: str | Path = "",
 ) -> list[dict[str, str]]:
-    """List label maps with the manual label maps of the same names.
+    """List label maps with the manual label maps of the cases of the same names.
 
     Args:
         source: what `scripts.solf.inputs.list_label_maps` takes.
         reference: folder of the manual label maps; "" if a datalist names them as `label`, or if there are none.
         output_dir: folder of the results, which must not hold the label maps.
+        label_table: JSON file of the labels, for the names of organs; "" for the 72 organs.
 
     Returns:
         The cases, with `label` if there is a manual map; with `reference` only those that have one.
@@ -53,14 +60,15 @@ def paired_cases(
         InputError: `source` or `reference` holds no label map, they have no names in common, `reference` has a name
             twice, or `output_dir` holds label maps.
     """
-    cases = list_label_maps(source, output_dir=output_dir)
+    options = {"output_dir": output_dir, "label_table": label_table}
+    cases = list_label_maps(source, **options)
     if not reference:
         return cases
-    files = [case["image"] for case in list_label_maps(reference, output_dir=output_dir)]
-    manual = {stem(file): file for file in files}
-    if twice := next((file for file in files if manual[stem(file)] != file), None):
-        raise InputError(f"{reference}: {twice} and {manual[stem(twice)]} have the same name; keep one of them.")
-    paired = [{**case, "label": manual[stem(case["image"])]} for case in cases if stem(case["image"]) in manual]
+    manual = {case["case"]: case["image"] for case in list_label_maps(reference, **options)}
+    names = Counter(Path(file).with_name(stem(file)) for file in manual.values())
+    if twice := [file for file in manual.values() if names[Path(file).with_name(stem(file))] > 1]:
+        raise InputError(f"{reference}: {twice[0]} and {twice[1]} have the same name; keep one of them.")
+    paired = [{**case, "label": manual[case["case"]]} for case in cases if case["case"] in manual]
     if not paired:
         raise InputError(f"{reference}: has no label map with the name of one in {source}; give files the same names.")
     if len(paired) < len(cases):
@@ -131,6 +139,8 @@ class FilterScores(CaseHandler):
         for item, _ in decollated(engine):
             case = case_name(item)
             decisions = self.network.decide(item["features"].cpu().numpy())
+            if "fixed" in item:
+                decisions = _with_changes(decisions, changes_of(item[self.image_key].meta.get("fixed", "")))
             dice = decisions["label"].map(self._dice(item, case)).where(decisions["decision"] != "missing")
             record_case(
                 self._cases,
@@ -155,7 +165,8 @@ class FilterScores(CaseHandler):
         scores = pd.concat(found, ignore_index=True)
         scores.insert(0, "case", scores.pop("case"))
         metrics = _dice_means(scores)
-        scores, tables = self._compared(scores)
+        changes = _changes(scores)
+        scores, tables = self._compared(scores.drop(columns="changed_at", errors="ignore"), changes)
         for row in tables["errors"].to_dict("records") if "errors" in tables else ():
             prefix = {"all": "", "verdicts": "verdicts_"}.get(row["kind"])
             metrics |= {f"{prefix}{name}": row[name] for name in _METRICS if prefix is not None}
@@ -169,14 +180,16 @@ class FilterScores(CaseHandler):
                     write_table(tables[name], path)
             logger.info("%s", ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
 
-    def _compared(self, scores: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
+    def _compared(
+        self, scores: pd.DataFrame, changes: Mapping[tuple[str, int], tuple[str, int]]
+    ) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
         """Return the scores with known errors and verdicts, and the tables of the comparison by name."""
         tables, rows = {}, []
         if self.errors is not None:
             scores = with_errors(scores, self.errors, self.network.organs)
             rows.append(error_rates(scores))
         if self.verdicts is not None:
-            merged = consensus(self.verdicts)
+            merged = consensus(without_outdated(self.verdicts, changes))
             scores = scores.merge(merged[[*KEY, "verdict"]], on=KEY, how="left").fillna({"verdict": ""})
             warn_of_absent(merged, [scores])
             judged = scores[(scores["verdict"] != "") & ~scores["decision"].isin(["missing", "absent"])]
@@ -184,6 +197,20 @@ class FilterScores(CaseHandler):
             if self.verdicts["reviewer"].nunique() > 1:
                 tables = {"agreement": agreement(self.verdicts), "conflicts": conflicts(self.verdicts)}
         return scores, tables | ({"errors": pd.concat(rows, ignore_index=True)} if rows else {})
+
+
+def _with_changes(decisions: pd.DataFrame, changes: Mapping[int, tuple[str, int]]) -> pd.DataFrame:
+    """Add which kind of fixed file changed a label, and when, in seconds since 1970."""
+    found = [changes.get(label, ("", 0)) for label in decisions["label"]]
+    return decisions.assign(fixed=[kind for kind, _ in found], changed_at=[seconds for _, seconds in found])
+
+
+def _changes(scores: pd.DataFrame) -> dict[tuple[str, int], tuple[str, int]]:
+    """Return what `_with_changes` added, by case and label."""
+    if "fixed" not in scores:
+        return {}
+    rows = scores.loc[scores["fixed"] != "", [*KEY, "fixed", "changed_at"]]
+    return {(case, label): (kind, seconds) for case, label, kind, seconds in rows.itertuples(index=False)}
 
 
 def label_dice(label: np.ndarray, truth: np.ndarray) -> dict[int, float]:

@@ -18,7 +18,7 @@ from scripts.common.organs import contralateral_labels
 from scripts.common.settings import setting_problems
 from scripts.solf.contacts import MAX_CONTACT_LABELS
 from scripts.solf.lookup import replace_labels
-from scripts.solf.measuring import Transform, case_features
+from scripts.solf.measuring import Transform, case_features, texts_of
 from scripts.solf.reference import RELATIVE, Reference
 from scripts.solf.tables import IGNORE, feature_table, pack_features, read_label_table
 from scripts.solf.thresholds import FEATURES, LEVELS, Thresholds, judge
@@ -31,6 +31,10 @@ Rejected = Literal["ignore", "background", "drop_case"]
 REJECTED: tuple[Rejected, ...] = get_args(Rejected)
 _ARRAYS = ("low", "high", "quantiles", "subjects", "voting", "present_percent")
 _ABOUT_BYTES = 2048
+_NO_GRAPH = (
+    "the label filter measures with NumPy, which no graph of TorchScript, torch.export or ONNX can hold; run it with "
+    "Python, as inference.json does."
+)
 
 
 class LabelFilter(nn.Module):
@@ -126,6 +130,14 @@ class LabelFilter(nn.Module):
         self.reference[...] = reference
         self.about.copy_(_bytes(dict(fitted.about), length=_ABOUT_BYTES))
 
+    def __prepare_scriptable__(self) -> LabelFilter:
+        """Refuse `torch.jit.script`, which calls this.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(_NO_GRAPH)
+
     def refuse_state(self, state: Mapping[str, torch.Tensor], path: str | Path) -> None:
         """Refuse thresholds that no fit with this label table gives; `scripts.models.weights` asks before loading.
 
@@ -192,8 +204,10 @@ class LabelFilter(nn.Module):
             The cleaned maps, of the type of `label`.
 
         Raises:
-            InputError: a voxel is not from 0 to 65535, or `label` is uint8 and `ignore_id` above 255.
+            InputError: a voxel is not from 0 to 65535, `label` is uint8 and `ignore_id` above 255, or it is traced.
         """
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+            raise InputError(_NO_GRAPH)
         if not label.dtype.is_floating_point and self.ignore_id > torch.iinfo(label.dtype).max:
             raise InputError(
                 f"label map: {label.dtype} cannot hold the ignore_id {self.ignore_id}; give wider integers."
@@ -238,7 +252,7 @@ def clean_case(
     cleaned = network.clean(array, features, item.get("verdicts", ""))  # without the copies of a forward pass
     pred = MetaTensor(torch.from_numpy(cleaned)[None], meta=image.meta)
     postprocessing({**item, "pred": pred})
-    return pack_features(features, image.meta["sources"], image.meta["contacts"])
+    return pack_features(features, **texts_of(image.meta))
 
 
 def _unsigned(label: np.ndarray, ignore_id: int) -> np.ndarray:

@@ -25,7 +25,7 @@ from scripts.scoring.metrics import organ_scores, summarise
 from scripts.solf.dictionary import columns_of
 from scripts.solf.filter import LabelFilter
 from scripts.solf.measuring import Transform
-from scripts.solf.tables import IGNORE
+from scripts.solf.tables import IGNORE, pack, unpack
 from scripts.solf.workflow import CohortWorkflow, write_parquet
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,9 @@ class MapComparer(CohortWorkflow):
 
     def table_of(self, payloads: Sequence[tuple[str, bytes]]) -> pd.DataFrame:
         """Turn the results of named cases into one table."""
-        return pd.DataFrame([{"case": case, **row} for case, payload in payloads for row in json.loads(payload)])
+        return pd.DataFrame(
+            [{"case": case, **row} for case, payload in payloads for row in json.loads(unpack(payload).content)]
+        )
 
     def _consensus(self, name: str) -> Path:
         return self.output_dir / f"{name}_consensus.nii.gz"
@@ -124,8 +126,8 @@ def compare_case(
         postprocessing: writes `pred`.
 
     Returns:
-        Rows of `scripts.scoring.metrics.organ_scores` as JSON, with `votes`, `decision` and `reason`: `missing` is an
-        organ that only the other map has.
+        Rows of `scripts.scoring.metrics.organ_scores` as packed JSON, with `votes`, `decision` and `reason`: `missing`
+        is an organ that only the other map has.
 
     Raises:
         InputError: the maps cannot be read, lie on different grids, or hold labels that `organs` lacks.
@@ -144,7 +146,7 @@ def compare_case(
     agreed = (first == other) & ~ignored & ~np.isin(first, rejected)
     consensus = torch.from_numpy(np.where(agreed, first, np.min_scalar_type(ignore_id).type(ignore_id)))[None]
     postprocessing({**item, "pred": MetaTensor(consensus, affine=maps[0].affine, meta=maps[0].meta)})
-    return json.dumps(rows).encode()
+    return pack(json.dumps(rows).encode(), sources=maps[0].meta["sources"])
 
 
 def _decided(row: Mapping[str, Any], min_dice: float) -> dict[str, Any]:

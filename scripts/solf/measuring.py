@@ -68,4 +68,9 @@ def features_and_contacts(
 def measure_case(case: Mapping[str, str], *, transform: Transform) -> bytes:
     """Read and measure the label map of a case, and return its packed features."""
     item = transform(case)
-    return pack_features(item["features"].numpy(), *(item["image"].meta[name] for name in ("sources", "contacts")))
+    return pack_features(item["features"].numpy(), **texts_of(item["image"].meta))
+
+
+def texts_of(meta: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the metadata of a label map tell besides its features, for `scripts.solf.tables.pack`."""
+    return {name: meta.get(name, "") for name in ("sources", "contacts", "fixed")}

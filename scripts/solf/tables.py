@@ -7,7 +7,7 @@ import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -121,21 +121,40 @@ def described(table: pd.DataFrame, *, without: Collection[str]) -> dict[str, pd.
     return {name: table[name].astype(kind) for name, kind in DESCRIBED.items() if name in {*table} - {*without}}
 
 
-def pack_features(features: np.ndarray, sources: str = "", contacts: str = "") -> bytes:
-    """Compress the array of a case, what `scripts.solf.renaming` counted in its file, and which labels touch."""
-    packed = zlib.compress(np.ascontiguousarray(features, dtype="<f8").tobytes(), level=1)
-    texts = json.dumps([sources, contacts]) if sources or contacts else ""
-    return packed + (zlib.compress(texts.encode(), level=1) if texts else b"")
+class Result(NamedTuple):
+    """The result of a case in a journal.
+
+    Attributes:
+        content: what was measured.
+        sources: what `scripts.solf.renaming` counted in its file.
+        contacts: which labels touch, see `scripts.solf.contacts`.
+        fixed: what `scripts.solf.fixing` changed.
+    """
+
+    content: bytes
+    sources: str = ""
+    contacts: str = ""
+    fixed: str = ""
+
+
+def pack(content: bytes, *, sources: str = "", contacts: str = "", fixed: str = "") -> bytes:
+    """Compress a `Result` for a journal."""
+    texts = json.dumps([sources, contacts, fixed]) if sources or contacts or fixed else ""
+    return b"".join(zlib.compress(part, level=1) for part in (content, texts.encode()) if part)
+
+
+def unpack(payload: bytes) -> Result:
+    """Return what `pack` compressed."""
+    reader = zlib.decompressobj()
+    content = reader.decompress(payload)
+    return Result(content, *(json.loads(zlib.decompress(reader.unused_data)) if reader.unused_data else ()))
+
+
+def pack_features(features: np.ndarray, **texts: str) -> bytes:
+    """Compress the (L, C) array of a case for a journal, with texts as `pack`."""
+    return pack(np.ascontiguousarray(features, dtype="<f8").tobytes(), **texts)
 
 
 def unpack_features(payload: bytes) -> np.ndarray:
     """Return the array that `pack_features` compressed."""
-    return np.frombuffer(zlib.decompressobj().decompress(payload), dtype="<f8").reshape(-1, len(COLUMNS))
-
-
-def unpack_texts(payload: bytes) -> tuple[str, str]:
-    """Return `sources` and `contacts`, which `pack_features` compressed."""
-    reader = zlib.decompressobj()
-    reader.decompress(payload)
-    sources, contacts = json.loads(zlib.decompress(reader.unused_data)) if reader.unused_data else ("", "")
-    return sources, contacts
+    return np.frombuffer(unpack(payload).content, dtype="<f8").reshape(-1, len(COLUMNS))

@@ -15,7 +15,7 @@ from scripts.common.settings import setting_problems
 from scripts.solf.known_errors import check_cases, read_errors
 from scripts.solf.training import FilterTrainer
 from scripts.solf.tuning import best, candidates, cross_validate, require_enough
-from scripts.solf.verdicts import KEY, consensus, warn_of_absent
+from scripts.solf.verdicts import KEY, consensus, warn_of_absent, without_outdated
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,6 +65,7 @@ class TunedTrainer(FilterTrainer):
         if (verdicts is None) == (not known_errors):
             raise InputError("tuning needs labels that people judged: set either verdicts or known_errors.")
         self.tried = candidates(feature_sets=feature_sets, factors=factors, current=self.rule)
+        self.all_verdicts = verdicts
         self.judged = consensus(verdicts) if verdicts is not None else None
         self.errors = None if verdicts is not None else read_errors(known_errors, self.network.organs)
         self._check_judged()
@@ -114,7 +115,8 @@ class TunedTrainer(FilterTrainer):
         """Return `case`, `label` and `wrong` of the judged labels of the cohort."""
         present = table[KEY]
         if self.judged is not None:
-            verdicts = self.judged[self.judged["verdict"] != ""]
+            current = consensus(without_outdated(self.all_verdicts, self.changes))
+            verdicts = current[current["verdict"] != ""]
             found = present.merge(verdicts[[*KEY, "verdict"]], on=KEY)
             warn_of_absent(verdicts, [present.merge(found, on=KEY, how="left").fillna({"verdict": ""})])
             return found.assign(wrong=found["verdict"] == "reject")[[*KEY, "wrong"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -156,7 +157,7 @@ def add_verdicts(cases: Sequence[Mapping[str, Any]], verdicts: pd.DataFrame | No
     about cases that are not listed, are named in warnings.
 
     Args:
-        cases: `{"case": name, ...}`.
+        cases: `{"case": name, ...}`; those with fixed files get all verdicts with their times, for `settled`.
         verdicts: of `read_verdicts`; None for none.
     """
     texts: dict[str, str] = {}
@@ -169,7 +170,52 @@ def add_verdicts(cases: Sequence[Mapping[str, Any]], verdicts: pd.DataFrame | No
         decided = merged[merged["verdict"] != ""]
         by_case = decided.set_index("label").groupby("case")["verdict"]
         texts = {name: json.dumps(own.to_dict()) for name, own in by_case}
+        fixed = {case["case"] for case in cases if case.get("fixed")}
+        for name, own in verdicts[verdicts["case"].isin(fixed)].groupby("case"):
+            seconds = own["reviewed_at"].map(lambda time: int(time.timestamp()))
+            texts[name] = json.dumps([*zip(own["label"].tolist(), own["verdict"], seconds.tolist(), strict=True)])
     return [{**case, "verdicts": texts.get(case["case"], "")} for case in cases]
+
+
+def settled(text: str, changes: Mapping[int, tuple[str, int]]) -> str:
+    """Return the verdicts about a case with fixed files by majority, without those that are older than the change.
+
+    Args:
+        text: of `add_verdicts`.
+        changes: of `scripts.solf.fixing.changes_of`.
+
+    Returns:
+        The text of a case without fixed files.
+    """
+    balance: Counter[int] = Counter()
+    for label, verdict, seconds in json.loads(text):
+        if not is_outdated(seconds, changes.get(label)):
+            balance[label] += 1 if verdict == "accept" else -1
+    return json.dumps({label: "accept" if votes > 0 else "reject" for label, votes in balance.items() if votes})
+
+
+def is_outdated(seconds: float, change: tuple[str, int] | None) -> bool:
+    """Return whether a verdict, given so many seconds after 1970, is older than the change of its label."""
+    return change is not None and int(seconds) < change[1]
+
+
+def without_outdated(verdicts: pd.DataFrame, changes: Mapping[tuple[str, int], tuple[str, int]]) -> pd.DataFrame:
+    """Leave out verdicts about labels that were fixed later, and name them in a warning.
+
+    Args:
+        verdicts: of `read_verdicts`.
+        changes: kind of file and time, in seconds since 1970, of each change by case and label.
+    """
+    import pandas as pd  # as in `read_verdicts`
+
+    times = zip(verdicts["case"], verdicts["label"], verdicts["reviewed_at"], strict=True)
+    old = pd.Series(
+        [is_outdated(time.timestamp(), changes.get((case, label))) for case, label, time in times], dtype=bool
+    )
+    if outdated := (verdicts["case"] + " " + verdicts["organ"])[old].unique().tolist():
+        message = "verdicts: of %d labels some are older than their fixed file and do not count; review them again: %s"
+        logger.warning(message, len(outdated), listed(outdated))
+    return verdicts[~old].reset_index(drop=True)
 
 
 def _warn_of_ties(merged: pd.DataFrame) -> None:

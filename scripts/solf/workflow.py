@@ -29,12 +29,14 @@ from scripts.solf.contacts import partners, with_unusual_contacts
 from scripts.solf.dictionary import Column, columns_of
 from scripts.solf.features import compile_features
 from scripts.solf.filter import LabelFilter
+from scripts.solf.fixing import FixLabelsd, changes_of, with_kinds
 from scripts.solf.renaming import Sources
 from scripts.solf.report.folder import check_report, remove_unfinished
 from scripts.solf.report.review import ReviewOptions
 from scripts.solf.report.write import write_report
-from scripts.solf.tables import cohort_table, unpack_features, unpack_texts
+from scripts.solf.tables import cohort_table, unpack, unpack_features
 from scripts.solf.thresholds import judge, readable
+from scripts.solf.transforms import LoadLabelMapd
 from scripts.solf.verdicts import with_verdicts
 
 logger = logging.getLogger(__name__)
@@ -91,6 +93,7 @@ class CohortWorkflow:
         self.scheduler, self.workers = scheduler, workers
         self.failures: dict[str, str] = {}
         self.verdicts: pd.DataFrame | None = None
+        self.changes: dict[tuple[str, int], tuple[str, int]] = {}
         self.folders: dict[Path, str] = {self.output_dir: "output_dir"}
         self._journal: Journal | None = None
 
@@ -156,9 +159,20 @@ class CohortWorkflow:
         for lock in self._locks:
             lock.check()
         failures.write_failures(self.output_dir, self.failures)
+        self.changes = self._changes()
         if len(self.failures) == len(self.cases):
             first = next(iter(self.failures.values()), "the dataset is empty")
             raise InputError(f"none of {len(self.cases)} label maps could be measured: {first}")
+
+    def _changes(self) -> dict[tuple[str, int], tuple[str, int]]:
+        """Return what `scripts.solf.fixing.changes_of` gives, by case and label, and log how many were changed."""
+        fixed = [case for case in self.cases if case.get("fixed") and case["case"] not in self.failures]
+        texts = {name: unpack(payload).fixed for name, payload in self._journal.payloads(fixed)}
+        changes = {(name, label): change for name, text in texts.items() for label, change in changes_of(text).items()}
+        if fixed:
+            count = len({name for name, _ in changes})
+            logger.info("fixed: %d labels of %d cases differ from the label maps", len(changes), count)
+        return changes
 
     def tables(self) -> Iterator[pd.DataFrame]:
         """Yield the features of several hundred cases at a time, in order of name."""
@@ -172,9 +186,10 @@ class CohortWorkflow:
         table = cohort_table([(case, unpack_features(payload)) for case, payload in payloads], self.network.organs)
         touched: dict[tuple[str, int], str] = {}
         for case, payload in payloads:
-            sources, contacts = unpack_texts(payload)
-            self._sources.add(sources)
-            touched |= {(case, label): " ".join(map(str, others)) for label, others in partners(contacts).items()}
+            result = unpack(payload)
+            self._sources.add(result.sources)
+            others_of = partners(result.contacts)
+            touched |= {(case, label): " ".join(map(str, others)) for label, others in others_of.items()}
         keys = zip(table["case"], table["label"], strict=True)
         return table.assign(contacts=[touched.get(key, "") for key in keys])
 
@@ -190,6 +205,8 @@ class CohortWorkflow:
             for table in self.tables():
                 decisions = self.network.with_drops(with_verdicts(judge(table, thresholds), self.verdicts))
                 decisions = with_unusual_contacts(decisions, table, contact_percent, self.network.organs)
+                if any("fixed" in case for case in self.cases):
+                    decisions = with_kinds(decisions, self.changes)
                 counts.update(decisions["decision"])
                 yield decisions
 
@@ -219,7 +236,7 @@ class CohortWorkflow:
             decisions=self.decisions(),
             thresholds=readable(self.network.thresholds, **about),
             sources={case["case"]: case["image"] for case in self.cases},
-            load=partial(_load, self.transform.flatten().transforms[0]),
+            load=partial(self._load, {case["image"]: case for case in self.cases}),
             review=self.review,
             failures=self.failures,
         )
@@ -241,6 +258,14 @@ class CohortWorkflow:
     def _aggregate(self) -> Path:
         return self.output_dir / "aggregate"
 
+    def _load(self, cases: Mapping[str, Case], path: str) -> Any:
+        """Read a label map, with what was fixed."""
+        item = cases[path]
+        for transform in self.transform.flatten().transforms:
+            if isinstance(transform, LoadLabelMapd | FixLabelsd):
+                item = transform(item)
+        return item["image"]
+
     @property
     def _decisions_file(self) -> Path:
         return self.output_dir / "decisions.parquet"
@@ -254,11 +279,6 @@ def refuse_folder(path: Path) -> None:
     """
     if path.is_dir():
         raise InputError(f"{path}: is a folder, where a result will be written; move it away.")
-
-
-def _load(reader: Callable[..., Any], path: str) -> Any:
-    """Read a label map with the first transform."""
-    return reader({"image": path})["image"]
 
 
 def write_parquet(

@@ -1,9 +1,11 @@
 """Workflows of the label filter, on small cohorts of phantoms."""
 
+import contextlib
 import filecmp
 import itertools
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -420,6 +422,112 @@ def test_every_column_that_a_run_writes_is_declared_and_every_declared_one_is_wr
             written.setdefault(name, set()).update(table)
     declared = {name: set(columns_of(name)) for name in tables()}
     assert written == declared
+
+
+def run_command(*words, **settings):
+    """Run a command of the documentation in the folder of the bundle, and return what it logs."""
+    command = [sys.executable, "-m", "monai.bundle", *words, *command_line(settings)]
+    folder = ROOT / "bundles" / BUNDLE
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def journal_rows(folder):
+    with contextlib.closing(sqlite3.connect(folder / "journal.sqlite")) as database:
+        return {name: rest for name, *rest in database.execute("SELECT name, stamp, crc FROM cases")}
+
+
+def test_crop_that_was_fixed_by_hand_is_taken_back_and_only_its_case_measured_again(fitted, cohort, tmp_path):
+    """Crop, edit and clean again by the commands of the documentation; the editor is the phantom's truth."""
+    out, settings = tmp_path / "out", {"input": str(cohort.labels[0].parent), "workers": 0}
+    settings |= {"output_dir": str(out), "ckpt_path": str(fitted / "models" / "model.pt")}
+    inference = ("run", "--config_file", "configs/inference.json")
+    code, _ = run_command(*inference, **settings, qc=True, crops=True)
+    assert code == 0
+    before, decisions = journal_rows(out), pd.read_csv(out / "decisions.csv")
+    assert "fixed" not in decisions
+    errors = decisions[decisions["decision"] == "reject"].merge(cohort.errors, on=["case", "label"])
+    case, label = errors.loc[errors["kind"] == "fragments", ["case", "label"]].iloc[0]  # the crop holds them all
+    [crop] = (out / "crops" / case).glob(f"{label}_*_labels.nii.gz")
+    labels, truth = (
+        nib.load(folder / f"{case}.nii.gz") for folder in (cohort.labels[0].parent, cohort.truth[0].parent)
+    )
+    image = nib.load(crop)
+    first = np.round(np.linalg.inv(labels.affine) @ image.affine[:, 3])[:3].astype(int)
+    box = tuple(slice(low, low + size) for low, size in zip(first, image.shape, strict=True))
+    repaired = voxels_of(labels).copy()
+    repaired[box] = voxels_of(truth)[box]
+    nib.save(nib.Nifti1Image(repaired[box], image.affine), crop)
+    code, log = run_command(*inference, **settings, fixed=str(out / "crops"))
+    assert code == 0
+    unchanged = len(list((out / "crops").rglob("*_labels.nii.gz"))) - 1
+    assert f"0 whole maps, 1 crops, and {unchanged} crops that nobody changed" in log
+    assert "labels of 1 cases differ from the label maps" in log
+    assert {name for name, row in journal_rows(out).items() if row != before[name]} == {case}
+    after = pd.read_csv(out / "decisions.csv", keep_default_na=False)
+    own = after[after["case"] == case].set_index("label")
+    assert own.loc[label, ["fixed", "decision"]].tolist() == ["crop", "keep"]
+    gone = own.index[own["decision"] == "reject"]
+    expected = np.where(np.isin(repaired, gone), 255, repaired)
+    np.testing.assert_array_equal(voxels(out / f"{case}_cleaned.nii.gz"), expected)
+    assert set(after.loc[after["case"] != case, "fixed"]) == {""}
+
+
+def test_evaluation_and_fit_see_fixed_maps_and_no_verdict_that_is_older(fitted, cohort, raw, tmp_path):
+    case, label = cohort.errors.loc[0, ["case", "label"]]
+    (tmp_path / "fixed").mkdir()
+    shutil.copy(cohort.truth[0].parent / f"{case}.nii.gz", tmp_path / "fixed")
+    verdict = "case,label,verdict,reviewer,reviewed_at\n{},{},reject,alice,2020-01-01T00:00:00Z\n"
+    right = cohort.errors.loc[len(cohort.errors) - 1, ["case", "label"]]
+    assert right["case"] != case
+    (tmp_path / "verdicts.csv").write_text(verdict.format(case, label) + verdict.format(*right).splitlines()[1])
+    settings = {"input": str(raw), "fixed": str(tmp_path / "fixed"), "verdicts": str(tmp_path / "verdicts.csv")}
+    settings |= {"reference": str(cohort.truth[0].parent), "output_dir": str(tmp_path / "eval")}
+    settings["ckpt_path"] = str(fitted / "models" / "model.pt")
+    run_bundle(BUNDLE, ["inference.json", "evaluate.json"], **settings)
+    scores = pd.read_csv(tmp_path / "eval" / "scores.csv", keep_default_na=False).set_index("case")
+    assert (scores.loc[case, "dice"].astype(float) == 1).all()
+    assert set(scores.loc[case, "fixed"]) == {"", "map"}
+    assert "changed_at" not in scores
+    assert pd.read_csv(tmp_path / "eval" / "errors.csv").set_index("kind").loc["verdicts", "labels"] == 1
+    train(raw, tmp_path, fixed=str(tmp_path / "fixed"))
+    features, before = (pd.read_parquet(folder / "fit" / "features.parquet") for folder in (tmp_path, fitted))
+    assert not features[features["case"] == case].equals(before[before["case"] == case])
+    others = (table[table["case"] != case].reset_index(drop=True) for table in (features, before))
+    pd.testing.assert_frame_equal(*others)
+
+
+@pytest.mark.parametrize("way", [{}, {"use_trace": True, "input_shape": [1, 1, 8, 8, 8]}], ids=["script", "trace"])
+def test_export_of_the_filter_is_refused(fitted, tmp_path, way):
+    files = {"config_file": "configs/inference.json", "meta_file": "configs/metadata.json"}
+    files |= {"filepath": str(tmp_path / "model.ts"), "ckpt_file": str(fitted / "models" / "model.pt")}
+    code, log = run_command("ckpt_export", net_id="network_def", **files, **way)
+    assert code != 0
+    assert log.count("error: the label filter measures with NumPy, which no graph of TorchScript") == 1
+    assert not (tmp_path / "model.ts").exists()
+
+
+@pytest.mark.parametrize("config", ["train.json", "inference.json", "agreement.json"])
+def test_other_libraries_than_those_of_the_release_are_warned_of(config, tmp_path, caplog):
+    bundle_workflow(BUNDLE, [config], **{"_meta_#numpy_version": "1.0", "output_dir": str(tmp_path)}).initialize()
+    assert "not as released: numpy " in caplog.text
+
+
+def test_folders_of_masks_are_compared_by_the_names_of_people(cohort, tmp_path):
+    """TotalSegmentator names every folder of masks alike, `segmentations`."""
+    for name, paths in (("labels", cohort.labels), ("truth", cohort.truth)):
+        for path in paths[:2]:
+            image, folder = nib.load(path), tmp_path / name / path.name.removesuffix(".nii.gz") / "segmentations"
+            folder.mkdir(parents=True)
+            for label in (5, 1, 2, 3):
+                nib.save(
+                    nib.Nifti1Image((voxels_of(image) == label).astype(np.uint8), image.affine),
+                    folder / f"{ORGANS[label]}.nii.gz",
+                )
+    settings = {"input": str(tmp_path / "labels"), "other": str(tmp_path / "truth"), "workers": 0}
+    run_bundle(BUNDLE, ["agreement.json"], **settings, output_dir=str(tmp_path / "out"))
+    decisions = pd.read_csv(tmp_path / "out" / "decisions.csv")
+    assert set(decisions["case"]) == {"person_0000", "person_0001"}
 
 
 def test_rules_and_features_of_the_command_line_are_used(raw, tmp_path):

@@ -100,7 +100,8 @@ def table_of(folder, name="volumes.csv"):
     return pd.read_csv(folder / name, dtype={"case": str}).set_index("case")
 
 
-RESULTS = sorted(["run.json", "volumes.csv", *(f"{case}{end}" for case in "abc" for end in ("_seg.nii.gz", "_preview.png"))])
+PICTURES = [f"{case}{end}" for case in "abc" for end in ("_seg.nii.gz", "_preview.png")]
+RESULTS = sorted(["run.json", "volumes.csv", *PICTURES])
 
 
 # One run over a folder in which much goes wrong

@@ -13,6 +13,7 @@ from scripts.common.files import atomic_path, write_text
 from scripts.common.names import safe_name
 from scripts.io.nifti import StoredVolume
 from scripts.preview.colors import class_colors
+from scripts.solf.fixing import crop_mark
 
 MARGIN_MM = 20.0
 
@@ -52,6 +53,7 @@ class CropFolder:
         start = self.folder / safe_name(case) / f"{label}_{safe_name(self.organs[label])}"
         first, stop = _box(np.argwhere(labels == label), affine, labels.shape)
         volumes = {"labels": _cropped(labels, affine, first, stop)}
+        volumes["labels"].header["descrip"] = crop_mark(np.asarray(volumes["labels"].dataobj))
         if image is not None:
             corners = np.array(np.meshgrid(*zip(first, stop - 1, strict=True))).reshape(3, -1).T
             own = nib.affines.apply_affine(np.linalg.inv(image.affine) @ affine, corners)

@@ -284,3 +284,13 @@ def test_foreign_file_is_left_as_it_is(path):
     with pytest.raises(InputError, match="is not a journal"):
         Journal(path, settings="")
     assert path.read_bytes() == before
+
+
+def test_earlier_cases_have_path_and_settings_whatever_else_they_have(path, cases, tmp_path):
+    absent = {"case": "d", "image": str(tmp_path / "d.nii")}
+    fill(path, [cases[0], {**cases[1], "verdicts": "{}"}, absent, {**absent, "case": "e", "fixed": "[]"}])
+    with Journal(path, settings="another") as journal:
+        assert journal.earlier() == {
+            name: (str(tmp_path / file), "epsilon 2")
+            for name, file in (("a", "a.nii"), ("b", "b.nii"), ("d", "d.nii"), ("e", "d.nii"))
+        }

@@ -39,3 +39,24 @@ def test_manual_labels_of_other_names_are_refused(label_file, tmp_path):
     label_file(small_map(0), "manual/c.nii.gz")
     with pytest.raises(InputError, match="has no label map with the name of one in"):
         paired_cases(tmp_path / "raw", tmp_path / "manual")
+
+
+def test_folders_of_masks_are_paired_by_the_names_of_people(label_file, json_file, tmp_path):
+    """TotalSegmentator names every folder of masks alike, `segmentations`; the other map may be one file."""
+    masks = [f"raw/p{n}/segmentations/{organ}.nii.gz" for n in (1, 2) for organ in ("lesion_a", "lesion_b")]
+    for name in (*masks, "other/p2.nii.gz", "other/p1.nii.gz"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        label_file(small_map(0), name)
+    table = json_file({"1": "lesion_a", "2": "lesion_b"})
+    paired = paired_cases(tmp_path / "raw", tmp_path / "other", label_table=table)
+    assert [(case["case"], case["image"], case["label"]) for case in paired] == [
+        (f"p{n}", str(tmp_path / "raw" / f"p{n}" / "segmentations"), str(tmp_path / "other" / f"p{n}.nii.gz"))
+        for n in (1, 2)
+    ]
+    with pytest.raises(InputError, match="has no label map with the name of one in"):
+        paired_cases(tmp_path / "raw", tmp_path / "other")  # masks of no known organ are files of their own
+
+
+def test_dice_of_labels_to_65535():
+    one, other = np.array([65535, 0, 300], np.uint16), np.array([65535, 65535, 1], np.uint16)
+    assert label_dice(one, other) == pytest.approx({1: 0, 300: 0, 65535: 2 / 3})

@@ -7,7 +7,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from scripts.common.errors import InputError
+from scripts.common.errors import InputError, root_cause
 from scripts.common.organs import ORGANS
 from scripts.models.weight_files import save
 from scripts.models.weights import load_weights
@@ -174,6 +174,7 @@ def test_missing_organs_are_no_labels(label_filter, cohort):
     assert network.with_drops(pd.concat([kept, missing]))["decision"].tolist()[-1] == "missing"
     network.decide = lambda *_: missing
     np.testing.assert_array_equal(network.clean(label, cohort["s05"]), label)
+    assert (label == 1).sum() == 0 < label.sum()
 
 
 def test_label_table_with_one_side_of_an_organ_is_refused(json_file):
@@ -199,3 +200,21 @@ def test_filter_without_thresholds_refuses_to_decide():
 def test_bad_options_are_refused(options, message):
     with pytest.raises(InputError, match=re.escape(message)):
         LabelFilter(**options)
+
+
+EXPORTS = {
+    "trace": lambda network, label: torch.jit.trace(network, label),
+    "script": lambda network, label: torch.jit.script(network),
+    "export": lambda network, label: torch.export.export(network, (label,), strict=False),
+    "strict export": lambda network, label: torch.export.export(network, (label,), strict=True),
+}
+
+
+@pytest.mark.parametrize("way", EXPORTS)
+def test_graph_which_would_hold_no_measurement_is_refused(label_filter, way):
+    """What NumPy computes is a constant of a traced graph: the volume of one map, or memory that nobody filled."""
+    network, label = label_filter(), torch.zeros(1, 1, 8, 8, 8)
+    with pytest.raises(Exception, match=r"no graph of TorchScript, torch\.export or ONNX can hold") as error:
+        EXPORTS[way](network, label)
+    if way != "strict export":  # there Dynamo raises an error of its own, which says the same
+        assert isinstance(root_cause(error.value), InputError)

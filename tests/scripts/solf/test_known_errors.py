@@ -113,3 +113,9 @@ def test_all_bad_rows_are_named_and_names_are_those_of_the_label_table(tmp_path)
     assert [line.split('"')[1] for line in str(error.value).splitlines()[1:]] == ["a,nose", "c,liver", "d,colon"]
     (tmp_path / "a.csv").write_text("case,organ\nd,colon\n")
     assert read_errors(tmp_path / "a.csv", ORGANS)["label"].tolist() == [18]
+
+
+def test_every_id_of_the_label_table_is_accepted(tmp_path):
+    (tmp_path / "errors.csv").write_text("case,label\na,65535\na,255\na,1035.0\n")
+    organs = {255: "a", 1035: "b", 65535: "c"}
+    assert read_errors(tmp_path / "errors.csv", organs)["label"].tolist() == [65535, 255, 1035]

@@ -12,6 +12,7 @@ from scripts.common.errors import InputError
 from scripts.io.writing import SaveLabelMapd
 from scripts.solf import map_agreement
 from scripts.solf.map_agreement import MapComparer
+from scripts.solf.tables import unpack
 from scripts.solf.transforms import LoadLabelMapd
 from tests.scripts.solf.conftest import AFFINE, small_map
 
@@ -156,15 +157,14 @@ def test_voxels_that_one_map_ignores_are_not_scored_and_stay_ignored(pair, tmp_p
 
     def transform(case):
         arrays = {key: np.asarray(nib.load(case[key]).dataobj) for key in ("image", "label")}
-        meta = {"filename_or_obj": case["image"], "case": case["case"]}
+        meta = {"filename_or_obj": case["image"], "case": case["case"], "sources": ""}
         return {key: map_agreement.MetaTensor(array[None], affine=AFFINE, meta=meta) for key, array in arrays.items()}
 
     saved = SaveLabelMapd("pred", output_dir=tmp_path, postfix="consensus")
     case, organs = pair(first, other), {1: "a", 2: "b", 3: "c", 5: "d"}
-    payload = map_agreement.compare_case(
-        case, transform=transform, organs=organs, ignore_id=255, min_dice=0.4, postprocessing=saved
-    )
-    assert [row["dice"] for row in json.loads(payload)] == [1, 0.5, 0, 0]
+    settings = {"organs": organs, "ignore_id": 255, "min_dice": 0.4, "postprocessing": saved}
+    payload = map_agreement.compare_case(case, transform=transform, **settings)
+    assert [row["dice"] for row in json.loads(unpack(payload).content)] == [1, 0.5, 0, 0]
     consensus = np.asarray(nib.load(tmp_path / "p1_consensus.nii.gz").dataobj)
     assert (consensus[1:5, 1:5, 1:3] == 255).all()
     assert (consensus[1:5, 1:5, 3:5] == 1).all()

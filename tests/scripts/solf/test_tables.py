@@ -18,8 +18,8 @@ from scripts.solf.tables import (
     feature_table,
     pack_features,
     read_label_table,
+    unpack,
     unpack_features,
-    unpack_texts,
 )
 from tests.scripts.solf.conftest import AFFINE, small_map
 
@@ -52,10 +52,11 @@ def test_packing_loses_nothing():
 
 
 def test_packing_keeps_what_was_counted_in_the_file(cohort):
-    payload = pack_features(cohort["s00"], '{"=ä": 7}', "2 66,3 66")
+    texts = {"sources": '{"=ä": 7}', "contacts": "2 66,3 66", "fixed": "{}"}
+    payload = pack_features(cohort["s00"], **texts)
     assert unpack_features(payload).tobytes() == cohort["s00"].tobytes()
-    assert unpack_texts(payload) == ('{"=ä": 7}', "2 66,3 66")
-    assert unpack_texts(pack_features(cohort["s00"])) == ("", "")
+    assert unpack(payload)._asdict() == {"content": unpack(payload).content, **texts}
+    assert unpack(pack_features(cohort["s00"]))[1:] == ("", "", "")
 
 
 def test_cohort_table_names_the_cases(cohort):

@@ -1,15 +1,21 @@
 import logging
+import os
 import re
 
+import nibabel as nib
 import pandas as pd
 import pytest
 import torch
+from monai.transforms import Compose
 
 from scripts.common.errors import InputError
 from scripts.solf.filter import LabelFilter
+from scripts.solf.fixing import FixLabelsd, add_fixed
 from scripts.solf.thresholds import SHAPE
+from scripts.solf.transforms import LoadLabelMapd, ShapeFeaturesd
 from scripts.solf.tuned_training import TunedTrainer
 from scripts.solf.verdicts import read_verdicts
+from tests.scripts.solf.conftest import AFFINE, small_map
 
 RULE = {"rule": "percentile", "features": list(SHAPE), "votes": 2, "epsilon_percent": 10.0}
 SETTINGS = {
@@ -125,3 +131,22 @@ def test_bad_settings_and_too_few_verdicts_are_refused_before_anything_is_measur
         with pytest.raises(InputError, match=re.escape(message)):
             trainer(dataset, **options)
     assert not measured
+
+
+def test_verdict_that_is_older_than_a_fix_is_not_tuned_by(cohort_dataset, trainer, verdicts, tmp_path, caplog):
+    """The whole right kidney of s05 is given back; that half of it was missing is no error any more."""
+    dataset, given = cohort_dataset(42), verdicts(20, [*WRONG, ("s14", 2)])
+    (tmp_path / "fixed").mkdir()
+    nib.save(nib.Nifti1Image(small_map(5), AFFINE), tmp_path / "fixed" / "s05.nii.gz")
+    time = pd.Timestamp("2026-11-21T20:15:01Z").timestamp()
+    os.utime(tmp_path / "fixed" / "s05.nii.gz", (time, time))
+    dataset.data = add_fixed(dataset.data, tmp_path / "fixed")
+    dataset.transform = Compose([LoadLabelMapd("image"), FixLabelsd("image"), ShapeFeaturesd("image")])
+    run = trainer(dataset, verdicts=given)
+    run.run()
+    judged = run._truth(pd.read_parquet(tmp_path / "fit" / "features.parquet")).set_index(["case", "label"])
+    assert set(run.judged[["case", "label"]].itertuples(index=False, name=None)) - {*judged.index} == {
+        ("s05", 2),
+        ("s05", 66),
+    }
+    assert "review them again: s05 kidney_right, s05 muscle" in caplog.text
