@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scripts.common.errors import InputError
+from scripts.solf.covariates import Row, design_names
+from scripts.solf.norms import Norms
 from scripts.solf.reference import MEASURES, RELATIVE, Reference, Related, measures, relate
 
 if TYPE_CHECKING:
@@ -48,6 +50,8 @@ class Thresholds:
             they are less than 20, or the table of the fit had no fields of view.
         missing_percent: organs with at least this `present_percent` may be missing in another case.
         reference: the cohort's median person; None if the table of the fit had no positions.
+        norms: what covariates predict of the features; None if the fit had none. `low`, `high` and `quantiles` are then
+            those of features less what covariates predict beyond the median.
         about: how they were fitted: the rule and its options, the cohort's fingerprint, the version of the bundle.
     """
 
@@ -62,6 +66,7 @@ class Thresholds:
     present_percent: np.ndarray | None = None
     missing_percent: float = 95.0
     reference: Reference | None = None
+    norms: Norms | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -72,21 +77,26 @@ class Thresholds:
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that differ between any two fits with different results."""
-        digest = hashlib.sha256(json.dumps([sorted(self.organs.items()), sorted(self.about.items())]).encode())
+        texts = [sorted(self.organs.items()), sorted(self.about.items())]
+        if self.norms is not None:
+            texts.append(self.norms.coding)
+        digest = hashlib.sha256(json.dumps(texts).encode())
         numbers = (self.votes, self.cases, self.missing_percent)
         arrays = (self.low, self.high, self.quantiles, self.subjects, self.voting, numbers, self.present_percent)
-        for array in (*arrays, *(self.reference or ())):
+        norms = () if self.norms is None else (self.norms.coefficients, self.norms.low, self.norms.high)
+        for array in (*arrays, *(self.reference or ()), *norms):
             digest.update(np.ascontiguousarray(array, dtype="<f8").tobytes())
         return digest.hexdigest()[:16]
 
 
-def judge(table: pd.DataFrame, thresholds: Thresholds) -> pd.DataFrame:
+def judge(table: pd.DataFrame, thresholds: Thresholds, covariates: Mapping[str, Row] | None = None) -> pd.DataFrame:
     """Decide about labels.
 
     Args:
         table: a row per label, with `label` and the columns of `INPUTS` that the voting features need, perhaps `case`;
             without `case`, all rows are one case. Only tables with `FIELD_OF_VIEW` and `MEASURES` get missing organs.
         thresholds: of `scripts.solf.fitting.fit_thresholds`.
+        covariates: case ("" without `case`) to its covariates; needed if the thresholds have norms.
 
     Returns:
         `case` if the table has it, `label`, `organ`, each voting feature with its `_percentile` in the cohort,
@@ -94,10 +104,12 @@ def judge(table: pd.DataFrame, thresholds: Thresholds) -> pd.DataFrame:
         label is one voxel (NaN) counts as outside; the asymmetry of an organ without a contralateral one, and the
         relative features of an organ or person that the reference knows too little of, do not. A `missing` row, after
         the labels of its case, is an organ that nearly every case of the cohort has and that this one lacks, although
-        the field of view shows its place; it has no features.
+        the field of view shows its place; it has no features. With norms, features are less what covariates predict
+        beyond the median, and `covariates` is `used`, or why a case is judged without: `no row`, `no height`, ...; its
+        percentiles are among the adjusted values of the cohort.
 
     Raises:
-        InputError: a label is not in the table of organs.
+        InputError: a label is not in the table of organs, or the thresholds need covariates and there are none.
 
     Source:
         UKBOB (arXiv 2504.06908), SOLF: a label with at least two of three features outside is rejected. Ours: relative
@@ -111,6 +123,14 @@ def judge(table: pd.DataFrame, thresholds: Thresholds) -> pd.DataFrame:
     related = related_labels(table, cases, rows, thresholds)
     values = _values(table, names, cases, rows, related)
     low, high = (bound[rows][:, columns] for bound in (thresholds.low, thresholds.high))
+    marks: list[str] = []
+    if thresholds.norms is not None:
+        designs, marks = _designs(thresholds.norms, case_names, covariates)
+        values = conditioned(values, names, rows, designs[cases], thresholds.norms)
+        unknown = np.isnan(designs[cases, 0])
+        low[unknown], high[unknown] = (
+            bound[rows[unknown]][:, columns] for bound in (thresholds.norms.low, thresholds.norms.high)
+        )
     bounded = np.isfinite(low) | np.isfinite(high)
     outside = (values < low) | (values > high) | (np.isnan(values) & bounded & np.isin(names, SHAPE))
     votes = outside.sum(axis=1)
@@ -126,10 +146,39 @@ def judge(table: pd.DataFrame, thresholds: Thresholds) -> pd.DataFrame:
     decision = np.where(rejected, "reject", "keep")
     decided = pd.DataFrame({**decisions, "votes": votes, "decision": decision, "reason": reasons})
     absent, shown = absent_in_view(table, cases, rows, related, thresholds.reference)
-    if not absent.any() or thresholds.present_percent is None:
-        return decided
-    missing = np.argwhere(absent & shown & (thresholds.present_percent >= thresholds.missing_percent))
-    return _with_missing(decided, cases, missing, case_names, thresholds) if len(missing) else decided
+    if absent.any() and thresholds.present_percent is not None:
+        missing = np.argwhere(absent & shown & (thresholds.present_percent >= thresholds.missing_percent))
+        decided = _with_missing(decided, cases, missing, case_names, thresholds) if len(missing) else decided
+    if marks:
+        mark_of = dict(zip(case_names, marks, strict=True))
+        decided["covariates"] = decided["case"].map(mark_of) if "case" in decided else marks[0]
+    return decided
+
+
+def _designs(
+    norms: Norms, case_names: Sequence[str], covariates: Mapping[str, Row] | None
+) -> tuple[np.ndarray, list[str]]:
+    """Return the designs of cases, (N, C), and what `judge` says about their covariates.
+
+    Raises:
+        InputError: there are no covariates.
+    """
+    if covariates is None:
+        names = ", ".join(norms.coding)
+        raise InputError(f"the filter was fitted with the covariates {names}: set covariates to a CSV that has them.")
+    designs, problems = norms.design([covariates.get(name) for name in case_names])
+    return designs, [problem or "used" for problem in problems]
+
+
+def conditioned(
+    values: np.ndarray, names: Sequence[str], rows: np.ndarray, designs: np.ndarray, norms: Norms, *, sign: float = 1.0
+) -> np.ndarray:
+    """Return the features `names` of labels, (K, F), less what covariates predict; see `Norms.adjusted`."""
+    found = [
+        norms.adjusted(values[:, n], name, column=FEATURES.index(name), rows=rows, designs=designs, sign=sign)
+        for n, name in enumerate(names)
+    ]
+    return np.stack(found, axis=1)
 
 
 def case_numbers(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -229,8 +278,13 @@ def readable(thresholds: Thresholds, **about: Any) -> dict[str, Any]:
             at = (row, FEATURES.index(name))
             numbers = {"low": thresholds.low[at], "median": medians[at], "high": thresholds.high[at]}
             organs[str(label)][name] = {k: float(v) if np.isfinite(v) else None for k, v in numbers.items()}
+            if thresholds.norms is not None:
+                organs[str(label)][name]["coefficients"] = thresholds.norms.coefficients[:, *at].tolist()
     about = {**thresholds.about, **about, "subjects": thresholds.cases, "missing_percent": thresholds.missing_percent}
     about |= {"fingerprint": thresholds.fingerprint}
+    if thresholds.norms is not None:
+        coding = dict(thresholds.norms.coding)
+        about["covariates"] = {"coding": coding, "columns_of_coefficients": design_names(coding)}
     return {**about, "features": thresholds.features, "votes": thresholds.votes, "organs": organs}
 
 
