@@ -263,7 +263,7 @@ def add_covariates(cases: Sequence[Mapping[str, Any]], covariates: Covariates | 
 
 
 def warn_of_unknown(
-    coding: Mapping[str, Mapping[str, Any]], covariates: Covariates, cases: Sequence[Mapping[str, Any]]
+    covariates: Covariates, coding: Mapping[str, Mapping[str, Any]], cases: Sequence[Mapping[str, Any]]
 ) -> None:
     """Name in one warning the cases that are judged without covariates."""
     names = [case["case"] for case in cases]

@@ -130,7 +130,7 @@ class FilterScores(CaseHandler):
         """Score the cases of one iteration."""
         for item, _ in decollated(engine):
             case = case_name(item)
-            decisions = self.network.decide(item["features"].cpu().numpy())
+            decisions = self.network.decide(item["features"].cpu().numpy(), covariates=item.get("covariates", ""))
             dice = decisions["label"].map(self._dice(item, case)).where(decisions["decision"] != "missing")
             record_case(
                 self._cases,

@@ -12,8 +12,8 @@ import numpy as np
 
 from scripts.common.errors import InputError, raise_all
 from scripts.common.settings import setting_problems
-from scripts.solf.covariates import Covariates, design
-from scripts.solf.norms import Norms, even, fit_coefficients, uneven
+from scripts.solf.covariates import Covariates
+from scripts.solf.norms import even, fit_norms, uneven
 from scripts.solf.reference import MEASURES, RELATIVE, SIGMA_OF_MAD, Reference, fit_reference, measures, relate
 from scripts.solf.thresholds import (
     FEATURES,
@@ -103,9 +103,9 @@ def fit_thresholds(
             `ranges`.
 
     Raises:
-        InputError: the rule `ranges` is given covariates, an option is out of its range, or no organ has as many subjects as the rule needs (`percentile`:
-            100 / epsilon_percent; `iqr`, `mad` and `deciles`: 20). Organs with fewer are named in a warning and have no
-            thresholds.
+        InputError: an option is out of its range, the rule `ranges` is given covariates, or no organ has as many
+            subjects as the rule needs (`percentile`: 100 / epsilon_percent; `iqr`, `mad` and `deciles`: 20). Organs
+            with fewer are named in a warning and have no thresholds.
 
     Source:
         UKBOB (arXiv 2504.06908): percentile, epsilon 2, two of three features, and its baselines; the fixed ranges
@@ -142,10 +142,8 @@ def fit_thresholds(
     low, high, quantiles = fit(columns)
     norms = None
     if covariates is not None:
-        coefficients, conditional = _condition(
-            {name: columns[name] for name in features}, table, rows, covariates, len(organs)
-        )
-        norms = Norms(covariates.coding, coefficients, low, high)
+        voting = {name: columns[name] for name in features}
+        norms, conditional = fit_norms(voting, table, rows, covariates, bounds=(low, high))
         low, high, quantiles = fit(columns | conditional)
     return Thresholds(
         organs=organs,
@@ -162,26 +160,6 @@ def fit_thresholds(
         norms=norms,
         about={**chosen, "features": list(features), "version": version, "cohort": cohort_fingerprint(table)},
     )
-
-
-def _condition(
-    columns: Mapping[str, Any], table: pd.DataFrame, rows: np.ndarray, covariates: Covariates, organs: int
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Fit norms, and return their coefficients and the features less what covariates predict.
-
-    Where an organ has a norm, labels of cases of which a covariate is unknown become NaN.
-    """
-    cases, names = case_numbers(table)
-    designs = design(covariates.coding, [covariates.rows.get(name) for name in names])[0][cases]
-    coefficients = np.zeros((designs.shape[1], organs, len(FEATURES)))
-    norms, conditional = Norms(covariates.coding, coefficients, np.empty(0), np.empty(0)), {}
-    for name, values in columns.items():
-        column, values = FEATURES.index(name), np.asarray(values, dtype=float)
-        coefficients[:, :, column] = fit_coefficients(values, name, rows=rows, designs=designs, organs=organs)
-        adjusted = norms.adjusted(values, name, column=column, rows=rows, designs=designs)
-        has_norm = coefficients[:, :, column].any(axis=0)[rows]
-        conditional[name] = np.where(has_norm & np.isnan(designs[:, 0]), np.nan, adjusted)
-    return coefficients, conditional
 
 
 def _fit_columns(

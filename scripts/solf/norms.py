@@ -5,11 +5,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scripts.solf.covariates import Row, design
+from scripts.common.errors import InputError
+from scripts.solf.covariates import Covariates, Row, design
+from scripts.solf.thresholds import FEATURES, case_numbers
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _LOGARITHMS = ("normalized_volume", "volume_mm3")
 _MAX_PEOPLE = 5000  # that a regression is fitted to, evenly spread: 51,761 would take 9 times as long
@@ -34,26 +39,71 @@ class Norms:
     low: np.ndarray
     high: np.ndarray
 
-    def design(self, rows: Sequence[Row | None]) -> tuple[np.ndarray, list[str]]:
-        """Code the covariates of people, see `scripts.solf.covariates.design`."""
-        return design(self.coding, rows)
+    def designs(self, cases: Sequence[str], covariates: Mapping[str, Row] | None) -> tuple[np.ndarray, list[str]]:
+        """Return the designs of N cases, (N, C), NaN where a covariate is unknown, and `used`, or why it is.
+
+        Raises:
+            InputError: there are no covariates.
+        """
+        if covariates is None:
+            names = ", ".join(self.coding)
+            raise InputError(
+                f"the filter was fitted with the covariates {names}: set covariates to a CSV that has them."
+            )
+        matrix, problems = design(self.coding, [covariates.get(name) for name in cases])
+        return matrix, [problem or "used" for problem in problems]
 
     def adjusted(
-        self, values: np.ndarray, feature: str, *, column: int, rows: np.ndarray, designs: np.ndarray, sign: float = 1.0
+        self, values: np.ndarray, names: Sequence[str], rows: np.ndarray, designs: np.ndarray, *, sign: float = 1.0
     ) -> np.ndarray:
-        """Return values of a feature less what covariates predict beyond the organ's median.
+        """Return features of labels less what covariates predict beyond the organ's median, (K, F).
 
         Args:
-            values: (K,).
-            feature: its name.
-            column: its number in the coefficients.
-            rows: (K,), number of the organ.
-            designs: (K, C); values stay where it is NaN.
+            values: (K, F).
+            names: of the F features.
+            rows: (K,), number of each label's organ.
+            designs: (K, C) of its case; values stay where it is NaN.
             sign: -1 to undo it.
         """
-        shift = np.einsum("kc,ck->k", designs, self.coefficients[:, rows, column])
-        shifted = uneven(even(values, feature) - sign * shift, feature)
-        return np.where(np.isnan(shift) | (shift == 0), values, shifted)
+        found = np.empty(values.shape)
+        for n, name in enumerate(names):
+            shift = np.einsum("kc,ck->k", designs, self.coefficients[:, rows, FEATURES.index(name)])
+            shifted = uneven(even(values[:, n], name) - sign * shift, name)
+            found[:, n] = np.where(np.isnan(shift) | (shift == 0), values[:, n], shifted)
+        return found
+
+
+def fit_norms(
+    columns: Mapping[str, Any],
+    table: pd.DataFrame,
+    rows: np.ndarray,
+    covariates: Covariates,
+    *,
+    bounds: tuple[np.ndarray, np.ndarray],
+) -> tuple[Norms, dict[str, np.ndarray]]:
+    """Fit norms to a cohort, and return them with the features less what covariates predict.
+
+    Args:
+        columns: feature to its values of K labels.
+        table: of the cohort, with `case`.
+        rows: (K,), number of each label's organ.
+        covariates: read for a fit.
+        bounds: `low` and `high` of `Norms`.
+
+    Returns:
+        Where an organ has a norm, the features of cases of which a covariate is unknown are NaN.
+    """
+    cases, names = case_numbers(table)
+    designs = design(covariates.coding, [covariates.rows.get(name) for name in names])[0][cases]
+    coefficients = np.zeros((designs.shape[1], *bounds[0].shape))
+    norms, conditional = Norms(covariates.coding, coefficients, *bounds), {}
+    for name, column in columns.items():
+        values = np.asarray(column, dtype=float)
+        fitted = fit_coefficients(values, name, rows=rows, designs=designs, organs=len(bounds[0]))
+        coefficients[:, :, FEATURES.index(name)] = fitted
+        adjusted = norms.adjusted(values[:, None], [name], rows, designs)[:, 0]
+        conditional[name] = np.where(fitted.any(axis=0)[rows] & np.isnan(designs[:, 0]), np.nan, adjusted)
+    return norms, conditional
 
 
 def even(values: np.ndarray, feature: str) -> np.ndarray:

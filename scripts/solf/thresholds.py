@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,12 @@ import numpy as np
 
 from scripts.common.errors import InputError
 from scripts.solf.covariates import Row, design_names
-from scripts.solf.norms import Norms
 from scripts.solf.reference import MEASURES, RELATIVE, Reference, Related, measures, relate
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from scripts.solf.norms import Norms
 
 SHAPE = ("normalized_volume", "sphericity", "eccentricity")
 ANATOMY = ("asymmetry", "offset_x", "offset_y", "offset_z")
@@ -125,8 +126,8 @@ def judge(table: pd.DataFrame, thresholds: Thresholds, covariates: Mapping[str, 
     low, high = (bound[rows][:, columns] for bound in (thresholds.low, thresholds.high))
     marks: list[str] = []
     if thresholds.norms is not None:
-        designs, marks = _designs(thresholds.norms, case_names, covariates)
-        values = conditioned(values, names, rows, designs[cases], thresholds.norms)
+        designs, marks = thresholds.norms.designs(case_names, covariates)
+        values = thresholds.norms.adjusted(values, names, rows, designs[cases])
         unknown = np.isnan(designs[cases, 0])
         low[unknown], high[unknown] = (
             bound[rows[unknown]][:, columns] for bound in (thresholds.norms.low, thresholds.norms.high)
@@ -153,32 +154,6 @@ def judge(table: pd.DataFrame, thresholds: Thresholds, covariates: Mapping[str, 
         mark_of = dict(zip(case_names, marks, strict=True))
         decided["covariates"] = decided["case"].map(mark_of) if "case" in decided else marks[0]
     return decided
-
-
-def _designs(
-    norms: Norms, case_names: Sequence[str], covariates: Mapping[str, Row] | None
-) -> tuple[np.ndarray, list[str]]:
-    """Return the designs of cases, (N, C), and what `judge` says about their covariates.
-
-    Raises:
-        InputError: there are no covariates.
-    """
-    if covariates is None:
-        names = ", ".join(norms.coding)
-        raise InputError(f"the filter was fitted with the covariates {names}: set covariates to a CSV that has them.")
-    designs, problems = norms.design([covariates.get(name) for name in case_names])
-    return designs, [problem or "used" for problem in problems]
-
-
-def conditioned(
-    values: np.ndarray, names: Sequence[str], rows: np.ndarray, designs: np.ndarray, norms: Norms, *, sign: float = 1.0
-) -> np.ndarray:
-    """Return the features `names` of labels, (K, F), less what covariates predict; see `Norms.adjusted`."""
-    found = [
-        norms.adjusted(values[:, n], name, column=FEATURES.index(name), rows=rows, designs=designs, sign=sign)
-        for n, name in enumerate(names)
-    ]
-    return np.stack(found, axis=1)
 
 
 def case_numbers(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

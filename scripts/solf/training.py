@@ -14,6 +14,7 @@ from monai.data import Dataset
 from scripts.common.errors import InputError
 from scripts.common.files import require_writable, write_json
 from scripts.models.weight_files import save
+from scripts.solf.covariates import warn_of_unknown
 from scripts.solf.fitting import fit_thresholds, subjects_needed
 from scripts.solf.measuring import measure_case
 from scripts.solf.thresholds import INPUTS, readable
@@ -64,6 +65,8 @@ class FilterTrainer(CohortWorkflow):
                 f"dataset has {len(self.cases)} label maps, the rule {self.rule['rule']} needs {needed}: give more, a "
                 "larger epsilon_percent, or the rule ranges, which needs none."
             )
+        if self.covariates is not None and self.rule["rule"] == "ranges":
+            raise InputError("the fixed ranges of the rule ranges take no covariates: choose another rule, or none.")
         if max_epochs != 1:
             raise InputError(f"max_epochs is {max_epochs}: a cohort is measured once, leave it at 1.")
         self.max_epochs, self.ckpt_path = max_epochs, Path(ckpt_path)
@@ -81,7 +84,10 @@ class FilterTrainer(CohortWorkflow):
         write_parquet(self.tables(), features)
         table = read_features(features)
         rule = self.choose_rule(table)
-        fitted = fit_thresholds(table, organs=self.network.organs, version=self.version, **rule)
+        about = {"version": self.version, "covariates": self.covariates}
+        fitted = fit_thresholds(table, organs=self.network.organs, **about, **rule)
+        if self.covariates is not None:
+            warn_of_unknown(self.covariates, self.covariates.coding, self.cases)
         self.network.thresholds = fitted
         save(self.network.state_dict(), self.ckpt_path)
         write_json(self.output_dir / "thresholds.json", readable(fitted))

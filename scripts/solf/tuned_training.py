@@ -41,7 +41,8 @@ class TunedTrainer(FilterTrainer):
         options: as `FilterTrainer`.
 
     Raises:
-        InputError: an option is out of its range, there are neither or both of verdicts and known errors, or too few.
+        InputError: an option is out of its range, there are neither or both of verdicts and known errors, or too few,
+            or there are covariates.
     """
 
     def __init__(
@@ -61,6 +62,10 @@ class TunedTrainer(FilterTrainer):
         self.rule = dict(rule)
         self.limits = {"max_false_rejections": max_false_rejections, "folds": folds}
         self.seed = seed
+        if self.covariates is not None:
+            raise InputError(
+                "tuning compares rules without covariates: leave covariates empty, and fit the rule later."
+            )
         raise_all(setting_problems({**self.limits, "seed": seed}), "tuning", "correct the settings")
         if (verdicts is None) == (not known_errors):
             raise InputError("tuning needs labels that people judged: set either verdicts or known_errors.")

@@ -23,6 +23,7 @@ from scripts.common.files import atomic_path, require_writable
 from scripts.common.fingerprint import fingerprint
 from scripts.common.flags import parse_flag
 from scripts.common.locks import FolderLock
+from scripts.solf.covariates import Covariates
 from scripts.solf.features import compile_features
 from scripts.solf.filter import LabelFilter
 from scripts.solf.renaming import Sources
@@ -50,6 +51,7 @@ class CohortWorkflow:
         output_dir: folder of the results and of `journal.sqlite`, the finished cases; checked at once.
         qc: whether to write the report `qc/index.html`; what it needs is checked at once.
         review: options of `scripts.solf.report.review.ReviewOptions`, checked at once if `qc` is true.
+        covariates: of the cohort, see `scripts.solf.covariates.read_covariates`; None for none.
         scheduler: address of a Dask scheduler; "" for processes on this machine.
         workers: processes on this machine; -1 for one per core, 0 to run in this process.
 
@@ -66,6 +68,7 @@ class CohortWorkflow:
         output_dir: str | Path,
         qc: bool | str,
         review: Mapping[str, Any] | None = None,
+        covariates: Covariates | None = None,
         scheduler: str = "",
         workers: int = -1,
     ) -> None:
@@ -81,6 +84,7 @@ class CohortWorkflow:
         self.scheduler, self.workers = scheduler, workers
         self.failures: dict[str, str] = {}
         self.verdicts: pd.DataFrame | None = None
+        self.covariates = covariates
         self.folders: dict[Path, str] = {self.output_dir: "output_dir"}
         self._journal: Journal | None = None
 
@@ -170,10 +174,11 @@ class CohortWorkflow:
         Decisions are derived here alone; the CSV and the report read this file.
         """
         thresholds, counts = self.network.thresholds, Counter()
+        rows = None if self.covariates is None else self.covariates.rows
 
         def decided() -> Iterator[pd.DataFrame]:
             for table in self.tables():
-                decisions = self.network.with_drops(with_verdicts(judge(table, thresholds), self.verdicts))
+                decisions = self.network.with_drops(with_verdicts(judge(table, thresholds, rows), self.verdicts))
                 counts.update(decisions["decision"])
                 yield decisions
 
