@@ -153,7 +153,7 @@ class Journal:
 
     def _new_stamp(self, case: Case) -> str:
         own = {key: value for key, value in case.items() if key not in ("case", "image") and value}
-        return json.dumps([*file_state(case["image"]), self.settings, *([own] if own else [])], sort_keys=True)
+        return json.dumps([*file_state(case["image"]), *([own] if own else []), self.settings], sort_keys=True)
 
     def close(self) -> None:
         """Commit, and close the file."""

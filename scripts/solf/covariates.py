@@ -150,11 +150,11 @@ def learn_coding(rows: Sequence[Row], columns: Sequence[str]) -> dict[str, dict[
         columns: names of the covariates.
 
     Returns:
-        Covariate to `mean`, `sd`, `low` and `high` of its numbers, or to `levels`, its texts that at least 20 people
+        Covariate, in order of name, to `mean`, `sd`, `low` and `high` of its numbers, or to `levels`, its texts that at least 20 people
         have, the most frequent first, against which the others are coded.
     """
     coding: dict[str, dict[str, Any]] = {}
-    for name in columns:
+    for name in sorted(columns):  # as in the weights
         texts = [row[name] for row in rows if row[name]]
         numbers = np.array([_number(text) for text in texts])
         numbers = numbers[~np.isnan(numbers)]

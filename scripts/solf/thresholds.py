@@ -81,7 +81,7 @@ class Thresholds:
         texts = [sorted(self.organs.items()), sorted(self.about.items())]
         if self.norms is not None:
             texts.append(self.norms.coding)
-        digest = hashlib.sha256(json.dumps(texts).encode())
+        digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
         numbers = (self.votes, self.cases, self.missing_percent)
         arrays = (self.low, self.high, self.quantiles, self.subjects, self.voting, numbers, self.present_percent)
         norms = () if self.norms is None else (self.norms.coefficients, self.norms.low, self.norms.high)
