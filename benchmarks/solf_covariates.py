@@ -1,9 +1,9 @@
 """Does knowing sex, age and height help the label filter? `python -m benchmarks.solf_covariates`.
 
-People of real shape (`../shared/data`) with known errors get a sex, an age and a height, and the volumes of their organs
-are multiplied by what these do to each organ, drawn at random once per cohort. Each rule is fitted to the cohort that it
-filters, without and with the covariates; `none` shows what fitting useless covariates costs. Also times the fit of 71
-organs and 9 features of 51,761 people. Writes `results/solf_covariates.csv` and `solf_covariates_fit.csv`.
+People of real shape (`../shared/data`) with known errors get a sex, an age and a height, and the volumes of their
+organs are multiplied by what these do to each organ, drawn at random once per cohort. Each rule is fitted to the cohort
+that it filters, without and with the covariates; `none` shows what fitting useless covariates costs. Also times the fit
+of 71 organs and 9 features of 51,761 people. Writes `results/solf_covariates.csv` and `solf_covariates_fit.csv`.
 """
 
 from __future__ import annotations

@@ -150,8 +150,8 @@ def learn_coding(rows: Sequence[Row], columns: Sequence[str]) -> dict[str, dict[
         columns: names of the covariates.
 
     Returns:
-        Covariate, in order of name, to `mean`, `sd`, `low` and `high` of its numbers, or to `levels`, its texts that at least 20 people
-        have, the most frequent first, against which the others are coded.
+        Covariate, in order of name, to `mean`, `sd`, `low` and `high` of its numbers, or to `levels`, its texts that
+        at least 20 people have, the most frequent first, against which the others are coded.
     """
     coding: dict[str, dict[str, Any]] = {}
     for name in sorted(columns):  # as in the weights

@@ -19,7 +19,7 @@ from scripts.cohort.journal import Case, Journal
 from scripts.cohort.run import run_cohort
 from scripts.common import failures
 from scripts.common.errors import InputError
-from scripts.common.files import atomic_path, require_writable
+from scripts.common.files import atomic_path, require_writable, write_table
 from scripts.common.fingerprint import fingerprint
 from scripts.common.flags import parse_flag
 from scripts.common.locks import FolderLock
@@ -27,6 +27,7 @@ from scripts.solf.covariates import Covariates
 from scripts.solf.features import compile_features
 from scripts.solf.filter import LabelFilter
 from scripts.solf.renaming import Sources
+from scripts.solf.report.drift import measure_drift
 from scripts.solf.report.folder import check_report, remove_unfinished
 from scripts.solf.report.review import ReviewOptions
 from scripts.solf.report.write import write_report
@@ -37,7 +38,7 @@ from scripts.solf.verdicts import with_verdicts
 logger = logging.getLogger(__name__)
 
 RESULTS = ("journal.sqlite", "features.parquet", "thresholds.json", "decisions.parquet", "decisions.csv", "failed.csv")
-RESULTS += ("label_names.csv",)
+RESULTS += ("label_names.csv", "drift.csv")
 _CASES_PER_TABLE = 500  # about 35,000 labels
 
 
@@ -198,11 +199,18 @@ class CohortWorkflow:
                 table.to_csv(file, index=False, header=n == 0, float_format="%.6g", lineterminator="\n")
 
     def report(self, **about: Any) -> None:
-        """Write the QC report of the table of `write_decisions`, `qc/index.html`.
+        """Write the QC report of the table of `write_decisions`, `qc/index.html`, and `drift.csv` if sites differ.
 
         Args:
             about: the rule and its options, for the thresholds that the report shows.
         """
+        drift, path = (
+            measure_drift(self.decisions(), self.network.thresholds, self.covariates),
+            self.output_dir / "drift.csv",
+        )
+        path.unlink(missing_ok=True)  # of an earlier run
+        if drift is not None:
+            write_table(drift, path)
         write_report(
             self.output_dir,
             decisions=self.decisions(),
@@ -211,6 +219,7 @@ class CohortWorkflow:
             load=partial(_load, self.transform.flatten().transforms[0]),
             review=self.review,
             failures=self.failures,
+            drift=drift,
         )
 
     @property
