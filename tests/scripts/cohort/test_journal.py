@@ -284,3 +284,11 @@ def test_foreign_file_is_left_as_it_is(path):
     with pytest.raises(InputError, match="is not a journal"):
         Journal(path, settings="")
     assert path.read_bytes() == before
+
+
+def test_earlier_cases_are_named_with_path_and_settings(path, cases):
+    fill(path, [cases[0], {**cases[1], "verdicts": "reject"}])
+    with Journal(path, settings="other") as journal:
+        assert journal.earlier() == {
+            name: (case["image"], "epsilon 2") for name, case in zip("ab", cases, strict=False)
+        }

@@ -125,3 +125,8 @@ def test_bad_settings_and_too_few_verdicts_are_refused_before_anything_is_measur
         with pytest.raises(InputError, match=re.escape(message)):
             trainer(dataset, **options)
     assert not measured
+
+
+def test_tuning_takes_no_covariates(cohort_dataset, trainer, errors_file, covariates):
+    with pytest.raises(InputError, match="tuning compares rules without covariates: leave covariates empty, and fit"):
+        trainer(cohort_dataset(30), known_errors=errors_file(), covariates=covariates)
