@@ -58,14 +58,14 @@ class TunedTrainer(FilterTrainer):
         rule: Mapping[str, Any],
         **options: Any,
     ) -> None:
+        if options.get("covariates") is not None:
+            raise InputError(
+                "tuning compares rules without covariates: leave covariates empty, and fit the rule later."
+            )
         super().__init__(rule={**rule, "rule": "ranges"}, **options)  # which needs no number of cases
         self.rule = dict(rule)
         self.limits = {"max_false_rejections": max_false_rejections, "folds": folds}
         self.seed = seed
-        if self.covariates is not None:
-            raise InputError(
-                "tuning compares rules without covariates: leave covariates empty, and fit the rule later."
-            )
         raise_all(setting_problems({**self.limits, "seed": seed}), "tuning", "correct the settings")
         if (verdicts is None) == (not known_errors):
             raise InputError("tuning needs labels that people judged: set either verdicts or known_errors.")

@@ -462,10 +462,12 @@ def test_covariates_are_used_by_fit_cleaning_evaluator_and_evaluation(raw, cohor
     workflow.evaluator.run()
     for path in sorted((tmp_path / "run").glob("*_cleaned.nii.gz")):
         assert filecmp.cmp(path, tmp_path / "own" / path.name, shallow=False)
-    errors = {"known_errors": str(cohort.errors), "output_dir": str(tmp_path / "eval")}
+    cohort.errors.to_csv(tmp_path / "errors.csv", index=False)
+    errors = {"known_errors": str(tmp_path / "errors.csv"), "output_dir": str(tmp_path / "eval")}
     run_bundle(BUNDLE, ["inference.json", "evaluate.json"], **folders, **errors)
     scores = pd.read_csv(tmp_path / "eval" / "scores.csv")
     both = scores.merge(decisions, on=["case", "label"], suffixes=("", "_run"))
     assert both["decision"].tolist() == both["decision_run"].tolist()
-    with pytest.raises(InputError, match="was fitted with the covariates age: set covariates"):
+    with pytest.raises(RuntimeError) as caught:
         clean(raw, tmp_path / "without", tmp_path)
+    assert "was fitted with the covariates age: set covariates to a CSV" in str(root_cause(caught.value))

@@ -144,5 +144,5 @@ def covariates():
 @pytest.fixture(scope="session")
 def conditional(cohort, covariates):
     """Thresholds of features less what age predicts."""
-    rule = {"rule": "mad", "features": ["normalized_volume", "sphericity"], "votes": 1}
+    rule = {"rule": "mad", "features": ["normalized_volume", "sphericity"], "votes": 1, "mad_factor": 4.0}
     return fit_thresholds(cohort_table(cohort.items(), ORGANS), organs=ORGANS, covariates=covariates, **rule)
