@@ -204,10 +204,8 @@ class CohortWorkflow:
         Args:
             about: the rule and its options, for the thresholds that the report shows.
         """
-        drift, path = (
-            measure_drift(self.decisions(), self.network.thresholds, self.covariates),
-            self.output_dir / "drift.csv",
-        )
+        path = self.output_dir / "drift.csv"
+        drift = measure_drift(self.decisions(), self.network.thresholds, self.covariates)
         path.unlink(missing_ok=True)  # of an earlier run
         if drift is not None:
             write_table(drift, path)
