@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.solf.cohorts import Cohort
+from scripts.solf.covariates import Covariates
 from scripts.solf.fitting import fit_thresholds
 from scripts.solf.thresholds import judge
 
@@ -15,8 +16,8 @@ Rule = dict[str, Any]
 """Options of `fit_thresholds`."""
 
 
-def decided(rule: Rule | None, *, fit: Cohort, on: Cohort) -> pd.DataFrame:
-    """Fit a rule to one cohort and apply it to another.
+def decided(rule: Rule | None, *, fit: Cohort, on: Cohort, covariates: Covariates | None = None) -> pd.DataFrame:
+    """Fit a rule to one cohort and apply it to another, perhaps given covariates of the cases of both.
 
     Returns:
         A row per label, missing organ, and organ that the rule calls missing: `case`, `label`, `kind`, `dice`,
@@ -24,7 +25,8 @@ def decided(rule: Rule | None, *, fit: Cohort, on: Cohort) -> pd.DataFrame:
     """
     if rule is None:
         return on.truth.assign(rejected=False)
-    decisions = judge(on.table, fit_thresholds(fit.table, organs=fit.organs, **rule))
+    thresholds = fit_thresholds(fit.table, organs=fit.organs, covariates=covariates, **rule)
+    decisions = judge(on.table, thresholds, covariates and covariates.rows)
     both = on.truth.merge(decisions[["case", "label", "decision"]], on=["case", "label"], how="outer")
     return both.assign(kind=both["kind"].fillna(""), rejected=both["decision"].isin(["reject", "missing"]))
 

@@ -76,6 +76,8 @@ def _describe_list(declaration: Declaration) -> str:
         return f"{_NUMERALS[len(items)]} values: {', '.join(map(describe, items))}"
     if "enum" in items:
         return f"some of {', '.join(map(str, items['enum']))}, each once"
+    if items["type"] == "string":
+        return "names, each once"
     numbers = _describe_number(items, whole=items["type"] == "integer", plural="s")
     largest = f", one of them from {declaration['contains']['minimum']}" if "contains" in declaration else ""
     return f"{_NUMERALS[declaration['minItems']]} {numbers}{largest}"

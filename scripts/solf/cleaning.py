@@ -17,6 +17,7 @@ from scripts.cohort.journal import Case
 from scripts.common.files import write_json
 from scripts.common.fingerprint import file_state
 from scripts.models.weights import load_weights
+from scripts.solf.covariates import check_coded, warn_of_unknown
 from scripts.solf.filter import LabelFilter, clean_case, require_fit
 from scripts.solf.fixing import changes_of
 from scripts.solf.measuring import Transform
@@ -72,6 +73,7 @@ class CohortCleaner(CohortWorkflow):
         require_fit(self.ckpt_path)
         load_weights(self.network, self.ckpt_path)
         logger.info("%s: %s", self.ckpt_path, summary(self.network.thresholds))
+        self._check_covariates()
         light = _without_quantiles(self.network)
         task = partial(clean_case, transform=self.transform, network=light, postprocessing=self.postprocessing)
         depends_on = [clean_case, light, type(self.postprocessing)]
@@ -102,6 +104,22 @@ class CohortCleaner(CohortWorkflow):
         if self.qc:
             self.report()
 
+    def _check_covariates(self) -> None:
+        """Refuse covariates that the filter cannot use, and name cases without them.
+
+        Raises:
+            InputError: the filter needs covariates that there are not.
+        """
+        norms = self.network.thresholds.norms
+        if norms is None:
+            if self.covariates is not None:
+                logger.warning("covariates: the filter was fitted without; they show drift in the report alone")
+            return
+        if self.covariates is None:
+            norms.designs([], None)
+        check_coded(self.covariates, norms.coding)
+        warn_of_unknown(self.covariates, norms.coding, self.cases)
+
     def _is_written(self, case: Case) -> bool:
         """Return whether a case's cleaned map still exists, or the case is dropped and has none."""
         if self._cleaned(case["case"]).is_file():
@@ -112,7 +130,8 @@ class CohortCleaner(CohortWorkflow):
         verdicts = case.get("verdicts", "")
         if verdicts and case.get("fixed"):
             verdicts = settled(verdicts, changes_of(unpack(payload).fixed))
-        return (self.network.decide(unpack_features(payload), verdicts)["decision"] == "drop").any()
+        decisions = self.network.decide(unpack_features(payload), verdicts, case.get("covariates", ""))
+        return (decisions["decision"] == "drop").any()
 
     def _remove_stale(self, states: Mapping[str, list[Any]]) -> None:
         """Remove the maps of cases that failed now, and of an earlier run's whose file is gone; log what was removed.

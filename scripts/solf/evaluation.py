@@ -138,7 +138,7 @@ class FilterScores(CaseHandler):
         """Score the cases of one iteration."""
         for item, _ in decollated(engine):
             case = case_name(item)
-            decisions = self.network.decide(item["features"].cpu().numpy())
+            decisions = self.network.decide(item["features"].cpu().numpy(), covariates=item.get("covariates", ""))
             if "fixed" in item:
                 decisions = _with_changes(decisions, changes_of(item[self.image_key].meta.get("fixed", "")))
             dice = decisions["label"].map(self._dice(item, case)).where(decisions["decision"] != "missing")

@@ -17,8 +17,10 @@ from scripts.common.label_maps import MAX_CLASS_ID
 from scripts.common.organs import contralateral_labels
 from scripts.common.settings import setting_problems
 from scripts.solf.contacts import MAX_CONTACT_LABELS
+from scripts.solf.covariates import MAX_COLUMNS, design_names
 from scripts.solf.lookup import replace_labels
 from scripts.solf.measuring import Transform, case_features, texts_of
+from scripts.solf.norms import Norms
 from scripts.solf.reference import RELATIVE, Reference
 from scripts.solf.tables import IGNORE, feature_table, pack_features, read_label_table
 from scripts.solf.thresholds import FEATURES, LEVELS, Thresholds, judge
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
 Rejected = Literal["ignore", "background", "drop_case"]
 REJECTED: tuple[Rejected, ...] = get_args(Rejected)
 _ARRAYS = ("low", "high", "quantiles", "subjects", "voting", "present_percent")
-_ABOUT_BYTES = 2048
+_ABOUT_BYTES, _CODING_BYTES = 2048, 8192
+_NORMS = ("coefficients", "norm_low", "norm_high")  # all NaN without norms
 _NO_GRAPH = (
     "the label filter measures with NumPy, which no graph of TorchScript, torch.export or ONNX can hold; run it with "
     "Python, as inference.json does."
@@ -106,6 +109,10 @@ class LabelFilter(nn.Module):
         size = len(self.organs) if len(self.organs) <= MAX_CONTACT_LABELS else 0
         self.register_buffer("contact_percent", torch.full((size, size), torch.nan, dtype=torch.float64))
         self.register_buffer("about", _bytes({}, length=_ABOUT_BYTES))
+        coefficients = torch.full((MAX_COLUMNS, *bounds.shape), torch.nan, dtype=torch.float64)
+        for name, buffer in zip(_NORMS, (coefficients, bounds * torch.nan, bounds * torch.nan), strict=True):
+            self.register_buffer(name, buffer)
+        self.register_buffer("coding", _bytes({}, length=_CODING_BYTES))
 
     @property
     def thresholds(self) -> Thresholds:
@@ -129,6 +136,13 @@ class LabelFilter(nn.Module):
         reference = torch.nan if fitted.reference is None else torch.from_numpy(np.stack(fitted.reference))
         self.reference[...] = reference
         self.about.copy_(_bytes(dict(fitted.about), length=_ABOUT_BYTES))
+        norms = fitted.norms
+        self.coding.copy_(_bytes(dict(norms.coding) if norms else {}, length=_CODING_BYTES))
+        for name in _NORMS:
+            getattr(self, name).fill_(torch.nan)
+        if norms:
+            self.coefficients[: len(norms.coefficients)] = torch.from_numpy(norms.coefficients)
+            self.norm_low[...], self.norm_high[...] = torch.from_numpy(norms.low), torch.from_numpy(norms.high)
 
     def __prepare_scriptable__(self) -> LabelFilter:
         """Refuse `torch.jit.script`, which calls this.
@@ -159,17 +173,22 @@ class LabelFilter(nn.Module):
                 f"{path}: not the thresholds of a fit: {problem}; give the model.pt of a fit, or fit again."
             )
 
-    def decide(self, features: np.ndarray, verdicts: str = "") -> pd.DataFrame:
+    def decide(self, features: np.ndarray, verdicts: str = "", covariates: str = "") -> pd.DataFrame:
         """Decide about the labels of one case.
 
         Args:
             features: (L, C) of `scripts.solf.measuring.case_features`.
             verdicts: of people, as `scripts.solf.verdicts.add_verdicts` gives them; they stand above the thresholds.
+            covariates: of the person, as `scripts.solf.covariates.add_covariates` gives them.
 
         Returns:
             See `scripts.solf.thresholds.judge`; `drop` for the other labels of a dropped case.
+
+        Raises:
+            InputError: the filter was fitted with covariates, and there are none.
         """
-        decisions = judge(feature_table(features, self.organs), self.thresholds)
+        known = {"": json.loads(covariates)} if covariates else None
+        decisions = judge(feature_table(features, self.organs), self.thresholds, known)
         if verdicts:
             by_people = decisions["label"].map(verdicts_of_case(verdicts))
             decisions = decisions.assign(decision=overruled(decisions["decision"], by_people))
@@ -191,7 +210,11 @@ class LabelFilter(nn.Module):
         return decisions.assign(**columns)
 
     def forward(
-        self, label: torch.Tensor, features: torch.Tensor | None = None, verdicts: Sequence[str] | None = None
+        self,
+        label: torch.Tensor,
+        features: torch.Tensor | None = None,
+        verdicts: Sequence[str] | None = None,
+        covariates: Sequence[str] | None = None,
     ) -> torch.Tensor:
         """Clean label maps.
 
@@ -199,6 +222,7 @@ class LabelFilter(nn.Module):
             label: (B, 1, X, Y, Z); a MetaTensor's affine gives mm; without one, voxels are taken as 1 mm.
             features: (B, L, C) of `scripts.solf.measuring.case_features`, if they are known already.
             verdicts: B texts of `scripts.solf.verdicts.add_verdicts`, if people reviewed the maps.
+            covariates: B texts of `scripts.solf.covariates.add_covariates`, if the filter was fitted with some.
 
         Returns:
             The cleaned maps, of the type of `label`.
@@ -221,19 +245,20 @@ class LabelFilter(nn.Module):
                 known = features is not None
                 options = {"ignore_id": self.ignore_id}
                 own = features[n].cpu().numpy() if known else case_features(array, affines[n], self.organs, **options)
-                array = self.clean(array, own, verdicts[n] if verdicts else "")
+                array = self.clean(array, own, verdicts[n] if verdicts else "", covariates[n] if covariates else "")
             cleaned[n, 0] = torch.from_numpy(array).to(label.dtype)
         return cleaned
 
-    def clean(self, label: np.ndarray, features: np.ndarray, verdicts: str = "") -> np.ndarray:
+    def clean(self, label: np.ndarray, features: np.ndarray, verdicts: str = "", covariates: str = "") -> np.ndarray:
         """Clean one label map.
 
         Args:
             label: (X, Y, Z), uint8 or uint16, of which `ignore_id` must be a value; not changed.
             features: (L, C) of `scripts.solf.measuring.case_features`.
             verdicts: of reviewers about the case, see `decide`.
+            covariates: of the person, see `decide`.
         """
-        decisions = self.decide(features, verdicts)
+        decisions = self.decide(features, verdicts, covariates)
         values = np.arange(np.iinfo(label.dtype).max + 1, dtype=label.dtype)
         rejected = decisions.loc[decisions["decision"] == "reject", "label"].to_numpy()
         values[rejected] = 0 if self.rejected == "background" else self.ignore_id
@@ -249,7 +274,9 @@ def clean_case(
     item = transform(case)
     image, features = item["image"], item["features"].numpy()
     array = image.as_tensor()[0].numpy()
-    cleaned = network.clean(array, features, item.get("verdicts", ""))  # without the copies of a forward pass
+    cleaned = network.clean(
+        array, features, item.get("verdicts", ""), item.get("covariates", "")
+    )  # without the copies of a forward pass
     pred = MetaTensor(torch.from_numpy(cleaned)[None], meta=image.meta)
     postprocessing({**item, "pred": pred})
     return pack_features(features, **texts_of(image.meta))
@@ -292,11 +319,11 @@ def _thresholds(buffers: Mapping[str, torch.Tensor], organs: Mapping[int, str]) 
     """Return the thresholds in buffers.
 
     Raises:
-        ValueError: `about` is not JSON of an object.
+        ValueError: `about` or `coding` is not JSON of an object.
     """
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in buffers.items()}
-    about = json.loads(arrays["about"].tobytes())
-    if not isinstance(about, dict):
+    about, coding = (json.loads(arrays[name].tobytes()) for name in ("about", "coding"))
+    if not (isinstance(about, dict) and isinstance(coding, dict)):
         raise ValueError("not an object")
     return Thresholds(
         organs=organs,
@@ -305,8 +332,30 @@ def _thresholds(buffers: Mapping[str, torch.Tensor], organs: Mapping[int, str]) 
         cases=int(arrays["cases"]),
         missing_percent=float(arrays["missing_percent"]),
         reference=None if np.isnan(arrays["reference"]).all() else Reference(*arrays["reference"]),
+        norms=_norms(arrays, coding),
         about=about,
     )
+
+
+def _norms(arrays: Mapping[str, np.ndarray], coding: Mapping[str, Any]) -> Norms | None:
+    """Return the norms in buffers, None without covariates.
+
+    Raises:
+        ValueError: `coding` is none, or does not fit the coefficients.
+    """
+    coefficients, low, high = (arrays[name] for name in _NORMS)
+    if not coding:
+        return None
+    try:
+        count = len(design_names(coding))
+        numbers = [code[key] for code in coding.values() if "mean" in code for key in ("mean", "sd", "low", "high")]
+        is_known = np.isfinite(np.array(numbers, dtype=float)).all()
+    except (KeyError, TypeError) as error:
+        raise ValueError("coding is none") from error
+    used = np.isfinite(coefficients).all(axis=(1, 2))
+    if not (is_known and count <= MAX_COLUMNS and used[:count].all() and (low <= high).all()):
+        raise ValueError("coding and coefficients differ")
+    return Norms(coding, coefficients[:count], low, high)
 
 
 def _contradiction(state: Mapping[str, torch.Tensor], organs: Mapping[int, str]) -> str:
@@ -314,7 +363,7 @@ def _contradiction(state: Mapping[str, torch.Tensor], organs: Mapping[int, str])
     try:
         thresholds = _thresholds(state, organs)
     except (ValueError, RecursionError):
-        return "about is not the JSON of a fit"
+        return "about, or coding with its coefficients, is not that of a fit"
     low, high, quantiles, count = thresholds.low, thresholds.high, thresholds.quantiles, thresholds.voting.sum()
     if not 1 <= thresholds.votes <= count:
         return f"votes is {thresholds.votes} for {count} voting features"

@@ -12,6 +12,8 @@ import numpy as np
 
 from scripts.common.errors import InputError, raise_all
 from scripts.common.settings import setting_problems
+from scripts.solf.covariates import Covariates
+from scripts.solf.norms import even, fit_norms, uneven
 from scripts.solf.reference import MEASURES, RELATIVE, SIGMA_OF_MAD, Reference, fit_reference, measures, relate
 from scripts.solf.thresholds import (
     FEATURES,
@@ -33,7 +35,6 @@ logger = logging.getLogger(__name__)
 Rule = Literal["percentile", "iqr", "mad", "deciles", "ranges"]
 Bounds = tuple[float, float]
 
-_LOGARITHMS = ("normalized_volume", "volume_mm3")
 _COMPONENTS_SIGMA = 0.25  # least standard deviation of the root of a count: with 4, up to 4 components for usually 1
 _SIGMA_OF_DECILE = 1 / 1.2816  # a normal distribution's standard deviation over median to ninth decile
 _MIN_SUBJECTS = 20  # for quartiles and medians
@@ -72,6 +73,7 @@ def fit_thresholds(
     decile_factor: float = 4.0,
     missing_percent: float = 95.0,
     version: str = "",
+    covariates: Covariates | None = None,
 ) -> Thresholds:
     """Fit thresholds to a cohort.
 
@@ -96,11 +98,14 @@ def fit_thresholds(
         missing_percent: organs that at least so many percent of the cases have, of those whose field of view shows
             the organ's place, are looked for in every case.
         version: of the bundle, for the record.
+        covariates: read for a fit. Thresholds are then fitted to the features less what covariates predict beyond the
+            median; cases of which a covariate is unknown take part in the thresholds without covariates alone. Not for
+            `ranges`.
 
     Raises:
-        InputError: an option is out of its range, or no organ has as many subjects as the rule needs (`percentile`:
-            100 / epsilon_percent; `iqr`, `mad` and `deciles`: 20). Organs with fewer are named in a warning and have no
-            thresholds.
+        InputError: an option is out of its range, the rule `ranges` is given covariates, or no organ has as many
+            subjects as the rule needs (`percentile`: 100 / epsilon_percent; `iqr`, `mad` and `deciles`: 20). Organs
+            with fewer are named in a warning and have no thresholds.
 
     Source:
         UKBOB (arXiv 2504.06908): percentile, epsilon 2, two of three features, and its baselines; the fixed ranges
@@ -117,6 +122,8 @@ def fit_thresholds(
     >>> judge(table, fitted)["decision"].value_counts().to_dict()
     {'keep': 97, 'reject': 4}
     """
+    if rule == "ranges" and covariates is not None:
+        raise InputError("the fixed ranges of the rule ranges take no covariates: choose another rule, or none.")
     if rule == "ranges":
         features, votes = ("sphericity", "volume_mm3", "components"), 1
     chosen = {"rule": rule, "features": features, "votes": votes, "epsilon_percent": epsilon_percent}
@@ -131,7 +138,13 @@ def fit_thresholds(
     factors = {"percentile": epsilon_percent / 100, "iqr": iqr_factor, "mad": mad_factor, "deciles": decile_factor}
     bounds = partial(_BOUNDS[rule], factor=factors.get(rule, 0.0))
     columns = {name: table[name] for name in FEATURES if name in table} | relative
-    low, high, quantiles = _fit_columns(columns, rows, organs, dict.fromkeys(features, needed), bounds)
+    fit = partial(_fit_columns, rows=rows, organs=organs, needed=dict.fromkeys(features, needed), bounds=bounds)
+    low, high, quantiles = fit(columns)
+    norms = None
+    if covariates is not None:
+        voting = {name: columns[name] for name in features}
+        norms, conditional = fit_norms(voting, table, rows, covariates, bounds=(low, high))
+        low, high, quantiles = fit(columns | conditional)
     return Thresholds(
         organs=organs,
         low=low,
@@ -144,12 +157,14 @@ def fit_thresholds(
         present_percent=present_percent,
         missing_percent=missing_percent,
         reference=reference,
+        norms=norms,
         about={**chosen, "features": list(features), "version": version, "cohort": cohort_fingerprint(table)},
     )
 
 
 def _fit_columns(
     columns: Mapping[str, Any],
+    *,
     rows: np.ndarray,
     organs: Mapping[int, str],
     needed: Mapping[str, int],
@@ -263,7 +278,7 @@ def _iqr_bounds(known: np.ndarray, *, factor: float, **_: str) -> Bounds:
 
 def _mad_bounds(known: np.ndarray, *, factor: float, feature: str, **_: str) -> Bounds:
     """Return median -+ reach; a median deviation of 0 is replaced by the standard deviation."""
-    values = _even(known, feature)
+    values = even(known, feature)
     middle = np.median(values)
     sigma = SIGMA_OF_MAD * np.median(np.abs(values - middle))
     return _around(middle, (sigma, sigma), values, factor=factor, feature=feature)
@@ -271,17 +286,10 @@ def _mad_bounds(known: np.ndarray, *, factor: float, feature: str, **_: str) -> 
 
 def _decile_bounds(known: np.ndarray, *, factor: float, feature: str, **_: str) -> Bounds:
     """Return median -+ reach, of which each side has its own."""
-    values = _even(known, feature)
+    values = even(known, feature)
     low, middle, high = np.quantile(values, [0.1, 0.5, 0.9])
     sigmas = (middle - low) * _SIGMA_OF_DECILE, (high - middle) * _SIGMA_OF_DECILE
     return _around(middle, sigmas, values, factor=factor, feature=feature)
-
-
-def _even(known: np.ndarray, feature: str) -> np.ndarray:
-    """Return values on a scale on which organs vary alike, whether large or small, of one part or many."""
-    if feature in _LOGARITHMS:
-        return np.log(known)
-    return np.sqrt(known) if feature == "components" else known
 
 
 def _around(middle: float, sigmas: tuple[float, float], values: np.ndarray, *, factor: float, feature: str) -> Bounds:
@@ -289,9 +297,7 @@ def _around(middle: float, sigmas: tuple[float, float], values: np.ndarray, *, f
     least = _COMPONENTS_SIGMA if feature == "components" else 0.0
     below, above = (max(sigma, least) or values.std() for sigma in sigmas)
     low, high = middle - factor * below, middle + factor * above
-    if feature == "components":
-        return max(low, 0.0) ** 2, high**2
-    return (np.exp(low), np.exp(high)) if feature in _LOGARITHMS else (low, high)
+    return uneven(low if feature != "components" else max(low, 0.0), feature), uneven(high, feature)
 
 
 def _published_bounds(_: np.ndarray, *, organ: str, feature: str, **__: float) -> Bounds:

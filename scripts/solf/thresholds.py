@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scripts.common.errors import InputError
+from scripts.solf.covariates import Row, design_names
 from scripts.solf.reference import MEASURES, RELATIVE, Reference, Related, measures, relate
 from scripts.solf.tables import described
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from scripts.solf.norms import Norms
 
 SHAPE = ("normalized_volume", "sphericity", "eccentricity")
 ANATOMY = ("asymmetry", "offset_x", "offset_y", "offset_z")
@@ -49,6 +52,8 @@ class Thresholds:
             they are less than 20, or the table of the fit had no fields of view.
         missing_percent: organs with at least this `present_percent` may be missing in another case.
         reference: the cohort's median person; None if the table of the fit had no positions.
+        norms: what covariates predict of the features; None if the fit had none. `low`, `high` and `quantiles` are then
+            those of features less what covariates predict beyond the median.
         about: how they were fitted: the rule and its options, the cohort's fingerprint, the version of the bundle.
     """
 
@@ -63,6 +68,7 @@ class Thresholds:
     present_percent: np.ndarray | None = None
     missing_percent: float = 95.0
     reference: Reference | None = None
+    norms: Norms | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -73,21 +79,26 @@ class Thresholds:
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that differ between any two fits with different results."""
-        digest = hashlib.sha256(json.dumps([sorted(self.organs.items()), sorted(self.about.items())]).encode())
+        texts = [sorted(self.organs.items()), sorted(self.about.items())]
+        if self.norms is not None:
+            texts.append(self.norms.coding)
+        digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
         numbers = (self.votes, self.cases, self.missing_percent)
         arrays = (self.low, self.high, self.quantiles, self.subjects, self.voting, numbers, self.present_percent)
-        for array in (*arrays, *(self.reference or ())):
+        norms = () if self.norms is None else (self.norms.coefficients, self.norms.low, self.norms.high)
+        for array in (*arrays, *(self.reference or ()), *norms):
             digest.update(np.ascontiguousarray(array, dtype="<f8").tobytes())
         return digest.hexdigest()[:16]
 
 
-def judge(table: pd.DataFrame, thresholds: Thresholds) -> pd.DataFrame:
+def judge(table: pd.DataFrame, thresholds: Thresholds, covariates: Mapping[str, Row] | None = None) -> pd.DataFrame:
     """Decide about labels.
 
     Args:
         table: a row per label, with `label` and the columns of `INPUTS` that the voting features need, perhaps `case`;
             without `case`, all rows are one case. Only tables with `FIELD_OF_VIEW` and `MEASURES` get missing organs.
         thresholds: of `scripts.solf.fitting.fit_thresholds`.
+        covariates: case ("" without `case`) to its covariates; needed if the thresholds have norms.
 
     Returns:
         `case` if the table has it, `label`, `organ`, each voting feature with its `_percentile` in the cohort,
@@ -96,10 +107,12 @@ def judge(table: pd.DataFrame, thresholds: Thresholds) -> pd.DataFrame:
         as outside; the asymmetry of an organ without a contralateral one, and the relative features of an organ or
         person that the reference knows too little of, do not. A `missing` row, after the labels of its case, is an
         organ that nearly every case of the cohort has and that this one lacks, although the field of view shows its
-        place; it has no features.
+        place; it has no features. With norms, features are less what covariates predict beyond the median, and
+        `covariates` is `used`, or why a case is judged without: `no row`, `no height`, ...; its percentiles are among
+        the adjusted values of the cohort.
 
     Raises:
-        InputError: a label is not in the table of organs.
+        InputError: a label is not in the table of organs, or the thresholds need covariates and there are none.
 
     Source:
         UKBOB (arXiv 2504.06908), SOLF: a label with at least two of three features outside is rejected. Ours: relative
@@ -113,6 +126,14 @@ def judge(table: pd.DataFrame, thresholds: Thresholds) -> pd.DataFrame:
     related = related_labels(table, cases, rows, thresholds)
     values = _values(table, names, cases, rows, related)
     low, high = (bound[rows][:, columns] for bound in (thresholds.low, thresholds.high))
+    marks: list[str] = []
+    if thresholds.norms is not None:
+        designs, marks = thresholds.norms.designs(case_names, covariates)
+        values = thresholds.norms.adjusted(values, names, rows, designs[cases])
+        unknown = np.isnan(designs[cases, 0])
+        low[unknown], high[unknown] = (
+            bound[rows[unknown]][:, columns] for bound in (thresholds.norms.low, thresholds.norms.high)
+        )
     bounded = np.isfinite(low) | np.isfinite(high)
     outside = (values < low) | (values > high) | (np.isnan(values) & bounded & np.isin(names, SHAPE))
     votes = outside.sum(axis=1)
@@ -129,10 +150,13 @@ def judge(table: pd.DataFrame, thresholds: Thresholds) -> pd.DataFrame:
     decisions |= {"votes": votes, "decision": decision, "reason": reasons}
     decided = pd.DataFrame(decisions | described(table, without=names))
     absent, shown = absent_in_view(table, cases, rows, related, thresholds.reference)
-    if not absent.any() or thresholds.present_percent is None:
-        return decided
-    missing = np.argwhere(absent & shown & (thresholds.present_percent >= thresholds.missing_percent))
-    return _with_missing(decided, cases, missing, case_names, thresholds) if len(missing) else decided
+    if absent.any() and thresholds.present_percent is not None:
+        missing = np.argwhere(absent & shown & (thresholds.present_percent >= thresholds.missing_percent))
+        decided = _with_missing(decided, cases, missing, case_names, thresholds) if len(missing) else decided
+    if marks:
+        mark_of = dict(zip(case_names, marks, strict=True))
+        decided["covariates"] = decided["case"].map(mark_of) if "case" in decided else marks[0]
+    return decided
 
 
 def case_numbers(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -232,8 +256,13 @@ def readable(thresholds: Thresholds, **about: Any) -> dict[str, Any]:
             at = (row, FEATURES.index(name))
             numbers = {"low": thresholds.low[at], "median": medians[at], "high": thresholds.high[at]}
             organs[str(label)][name] = {k: float(v) if np.isfinite(v) else None for k, v in numbers.items()}
+            if thresholds.norms is not None:
+                organs[str(label)][name]["coefficients"] = thresholds.norms.coefficients[:, *at].tolist()
     about = {**thresholds.about, **about, "subjects": thresholds.cases, "missing_percent": thresholds.missing_percent}
     about |= {"fingerprint": thresholds.fingerprint}
+    if thresholds.norms is not None:
+        coding = dict(thresholds.norms.coding)
+        about["covariates"] = {"coding": coding, "columns_of_coefficients": design_names(coding)}
     return {**about, "features": thresholds.features, "votes": thresholds.votes, "organs": organs}
 
 

@@ -16,6 +16,7 @@ from scripts.common.errors import InputError
 from scripts.common.files import require_writable, write_json
 from scripts.models.weight_files import save
 from scripts.solf.contacts import fit_contacts
+from scripts.solf.covariates import warn_of_unknown
 from scripts.solf.dictionary import columns_of
 from scripts.solf.fitting import fit_thresholds, subjects_needed
 from scripts.solf.measuring import measure_case
@@ -67,6 +68,8 @@ class FilterTrainer(CohortWorkflow):
                 f"dataset has {len(self.cases)} label maps, the rule {self.rule['rule']} needs {needed}: give more, a "
                 "larger epsilon_percent, or the rule ranges, which needs none."
             )
+        if self.covariates is not None and self.rule["rule"] == "ranges":
+            raise InputError("the fixed ranges of the rule ranges take no covariates: choose another rule, or none.")
         if max_epochs != 1:
             raise InputError(f"max_epochs is {max_epochs}: a cohort is measured once, leave it at 1.")
         self.max_epochs, self.ckpt_path = max_epochs, Path(ckpt_path)
@@ -84,7 +87,10 @@ class FilterTrainer(CohortWorkflow):
         write_parquet(self.tables(), features, columns=columns_of("features"))
         table = read_features(features)
         rule = self.choose_rule(table)
-        fitted = fit_thresholds(table, organs=self.network.organs, version=self.version, **rule)
+        about = {"version": self.version, "covariates": self.covariates}
+        fitted = fit_thresholds(table, organs=self.network.organs, **about, **rule)
+        if self.covariates is not None:
+            warn_of_unknown(self.covariates, self.covariates.coding, self.cases)
         self.network.thresholds = fitted
         self.network.contact_percent.copy_(torch.from_numpy(fit_contacts(_contacts(features), self.network.organs)))
         save(self.network.state_dict(), self.ckpt_path)

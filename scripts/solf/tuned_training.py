@@ -41,7 +41,8 @@ class TunedTrainer(FilterTrainer):
         options: as `FilterTrainer`.
 
     Raises:
-        InputError: an option is out of its range, there are neither or both of verdicts and known errors, or too few.
+        InputError: an option is out of its range, there are neither or both of verdicts and known errors, or too few,
+            or there are covariates.
     """
 
     def __init__(
@@ -57,6 +58,10 @@ class TunedTrainer(FilterTrainer):
         rule: Mapping[str, Any],
         **options: Any,
     ) -> None:
+        if options.get("covariates") is not None:
+            raise InputError(
+                "tuning compares rules without covariates: leave covariates empty, and fit the rule later."
+            )
         super().__init__(rule={**rule, "rule": "ranges"}, **options)  # which needs no number of cases
         self.rule = dict(rule)
         self.limits = {"max_false_rejections": max_false_rejections, "folds": folds}

@@ -20,17 +20,19 @@ from scripts.cohort.journal import Case, Journal
 from scripts.cohort.run import run_cohort
 from scripts.common import failures
 from scripts.common.errors import InputError
-from scripts.common.files import atomic_path, require_writable
+from scripts.common.files import atomic_path, require_writable, write_table
 from scripts.common.fingerprint import fingerprint
 from scripts.common.flags import parse_flag
 from scripts.common.locks import FolderLock
 from scripts.solf.aggregate import check_folder, write_aggregate
 from scripts.solf.contacts import partners, with_unusual_contacts
+from scripts.solf.covariates import Covariates
 from scripts.solf.dictionary import Column, columns_of
 from scripts.solf.features import compile_features
 from scripts.solf.filter import LabelFilter
 from scripts.solf.fixing import FixLabelsd, changes_of, with_kinds
 from scripts.solf.renaming import Sources
+from scripts.solf.report.drift import measure_drift
 from scripts.solf.report.folder import check_report, remove_unfinished
 from scripts.solf.report.review import ReviewOptions
 from scripts.solf.report.write import write_report
@@ -42,7 +44,7 @@ from scripts.solf.verdicts import with_verdicts
 logger = logging.getLogger(__name__)
 
 RESULTS = ("journal.sqlite", "features.parquet", "thresholds.json", "decisions.parquet", "decisions.csv", "failed.csv")
-RESULTS += ("label_names.csv",)
+RESULTS += ("label_names.csv", "drift.csv")
 _CASES_PER_TABLE = 500  # about 35,000 labels
 
 
@@ -57,6 +59,7 @@ class CohortWorkflow:
         qc: whether to write the report `qc/index.html`; what it needs is checked at once.
         aggregate_only: whether to write `aggregate/` of `scripts.solf.aggregate` in place of decisions and report.
         review: options of `scripts.solf.report.review.ReviewOptions`, checked at once if `qc` is true.
+        covariates: of the cohort, see `scripts.solf.covariates.read_covariates`; None for none.
         scheduler: address of a Dask scheduler; "" for processes on this machine.
         workers: processes on this machine; -1 for one per core, 0 to run in this process.
 
@@ -74,6 +77,7 @@ class CohortWorkflow:
         qc: bool | str,
         aggregate_only: bool | str = False,
         review: Mapping[str, Any] | None = None,
+        covariates: Covariates | None = None,
         scheduler: str = "",
         workers: int = -1,
     ) -> None:
@@ -94,6 +98,7 @@ class CohortWorkflow:
         self.failures: dict[str, str] = {}
         self.verdicts: pd.DataFrame | None = None
         self.changes: dict[tuple[str, int], tuple[str, int]] = {}
+        self.covariates = covariates
         self.folders: dict[Path, str] = {self.output_dir: "output_dir"}
         self._journal: Journal | None = None
 
@@ -200,10 +205,11 @@ class CohortWorkflow:
         """
         thresholds, counts = self.network.thresholds, Counter()
         contact_percent = self.network.contact_percent.cpu().numpy()
+        rows = None if self.covariates is None else self.covariates.rows
 
         def decided() -> Iterator[pd.DataFrame]:
             for table in self.tables():
-                decisions = self.network.with_drops(with_verdicts(judge(table, thresholds), self.verdicts))
+                decisions = self.network.with_drops(with_verdicts(judge(table, thresholds, rows), self.verdicts))
                 decisions = with_unusual_contacts(decisions, table, contact_percent, self.network.organs)
                 if any("fixed" in case for case in self.cases):
                     decisions = with_kinds(decisions, self.changes)
@@ -226,11 +232,16 @@ class CohortWorkflow:
                 table.to_csv(file, index=False, header=n == 0, float_format="%.6g", lineterminator="\n")
 
     def report(self, **about: Any) -> None:
-        """Write the QC report of the table of `write_decisions`, `qc/index.html`.
+        """Write the QC report of the table of `write_decisions`, `qc/index.html`, and `drift.csv` if sites differ.
 
         Args:
             about: the rule and its options, for the thresholds that the report shows.
         """
+        path = self.output_dir / "drift.csv"
+        drift = measure_drift(self.decisions(), self.network.thresholds, self.covariates)
+        path.unlink(missing_ok=True)  # of an earlier run
+        if drift is not None:
+            write_table(drift, path)
         write_report(
             self.output_dir,
             decisions=self.decisions(),
@@ -239,6 +250,7 @@ class CohortWorkflow:
             load=partial(self._load, {case["image"]: case for case in self.cases}),
             review=self.review,
             failures=self.failures,
+            drift=drift,
         )
 
     def write_aggregate(self) -> None:

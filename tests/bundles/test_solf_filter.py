@@ -641,3 +641,29 @@ def test_report_opens_from_the_fit_and_from_cleaning(fitted, raw, tmp_path):
     assert (tmp_path / "fit" / "qc" / "index.html").is_file()
     clean(raw, tmp_path / "out", fitted, qc="true")
     assert len(list((tmp_path / "out" / "qc" / "data").glob("slices-*.js"))) > 3
+
+
+def test_covariates_are_used_by_fit_cleaning_evaluator_and_evaluation(raw, cohort, tmp_path):
+    names = sorted(path.name.removesuffix(".nii.gz") for path in raw.iterdir())
+    table = pd.DataFrame({"case": names, "age": np.arange(25) * 1.7 + 40, "note": "x"})
+    table.iloc[:24].to_csv(tmp_path / "cov.csv", index=False)
+    given = {"covariates": str(tmp_path / "cov.csv")}
+    train(raw, tmp_path, rule="deciles", covariate_columns=["age"], **given)
+    clean(raw, tmp_path / "run", tmp_path, **given)
+    decisions = pd.read_csv(tmp_path / "run" / "decisions.csv")
+    assert decisions.groupby("case")["covariates"].first().tolist() == ["used"] * 24 + ["no row"]
+    folders = {"input": str(raw), "ckpt_path": str(tmp_path / "models" / "model.pt"), **given}
+    workflow = bundle_workflow(BUNDLE, ["inference.json"], kind="infer", output_dir=str(tmp_path / "own"), **folders)
+    workflow.initialize()
+    workflow.evaluator.run()
+    for path in sorted((tmp_path / "run").glob("*_cleaned.nii.gz")):
+        assert filecmp.cmp(path, tmp_path / "own" / path.name, shallow=False)
+    cohort.errors.to_csv(tmp_path / "errors.csv", index=False)
+    errors = {"known_errors": str(tmp_path / "errors.csv"), "output_dir": str(tmp_path / "eval")}
+    run_bundle(BUNDLE, ["inference.json", "evaluate.json"], **folders, **errors)
+    scores = pd.read_csv(tmp_path / "eval" / "scores.csv")
+    both = scores.merge(decisions, on=["case", "label"], suffixes=("", "_run"))
+    assert both["decision"].tolist() == both["decision_run"].tolist()
+    with pytest.raises(RuntimeError) as caught:
+        clean(raw, tmp_path / "without", tmp_path)
+    assert "was fitted with the covariates age: set covariates to a CSV" in str(root_cause(caught.value))

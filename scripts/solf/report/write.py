@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from scripts.solf.report.crops import CropFolder
+from scripts.solf.report.drift import described
 from scripts.solf.report.folder import whole_folder, write_data
 from scripts.solf.report.pictures import PictureWriter
 from scripts.solf.report.review import ReviewOptions, ReviewSet
@@ -36,6 +37,7 @@ def write_report(
     load: Callable[[str], Any],
     review: ReviewOptions,
     failures: Mapping[str, str],
+    drift: pd.DataFrame | None = None,
 ) -> Path:
     """Write `<output_dir>/qc`; an older report there is replaced when the new one is complete.
 
@@ -51,6 +53,7 @@ def write_report(
         load: reads such a file as a MetaTensor (1, I, J, K).
         review: which labels have pictures.
         failures: case to the reason why it could not be measured.
+        drift: of `scripts.solf.report.drift.measure_drift`; None for none.
 
     Returns:
         The file `index.html`.
@@ -75,7 +78,14 @@ def write_report(
         write_data(folder, "cases", columns(summary.cases))
         write_data(folder, "rejected", summary.listed())
         write_data(folder, "distributions", summary.distributions())
-        about = {"fingerprint": digest.hexdigest()[:16], "failures": dict(sorted(failures.items())), "starts": starts}
+        if drift is not None:
+            write_data(folder, "drift", described(drift))
+        about = {
+            "has_drift": drift is not None,
+            "fingerprint": digest.hexdigest()[:16],
+            "failures": dict(sorted(failures.items())),
+            "starts": starts,
+        }
         write_data(folder, "overview", about | _overview(thresholds, summary, review))
     return output_dir / "qc" / "index.html"
 
@@ -141,6 +151,9 @@ def rule_in_words(thresholds: Mapping[str, Any]) -> str:
     if rule:
         outside = _RULES[rule].format(**thresholds) if rule in _RULES else f"values by the rule {rule}"
         sentences.append(f"Outside are {outside}.")
+    if "covariates" in thresholds:
+        given = ", ".join(thresholds["covariates"]["coding"])
+        sentences.append(f"Features are judged less what {given} predict of them.")
     if "subjects" in thresholds:
         sentences.append(f"The thresholds were fitted to {thresholds['subjects']} subjects.")
     return " ".join(sentences)

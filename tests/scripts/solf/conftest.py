@@ -12,6 +12,7 @@ from scripts.common.organs import ORGANS
 from scripts.models.weight_files import save
 from scripts.solf import transforms, workflow
 from scripts.solf.cleaning import CohortCleaner
+from scripts.solf.covariates import Covariates, learn_coding
 from scripts.solf.filter import LabelFilter
 from scripts.solf.fitting import fit_thresholds
 from scripts.solf.measuring import case_features
@@ -133,3 +134,17 @@ def judged(monkeypatch):
     monkeypatch.setattr(workflow, "_CASES_PER_TABLE", 4)
     monkeypatch.setattr(workflow, "judge", lambda *args: calls.append(1) or judge(*args))
     return calls
+
+
+@pytest.fixture(scope="session")
+def covariates():
+    """Ages of the 60 cases of `cohort` but s03, read for a fit; site B has the last ones."""
+    rows = {f"s{n:02d}": {"age": str(30 + n), "site": "AB"[n > 39]} for n in range(60) if n != 3}
+    return Covariates("cov.csv", rows, learn_coding(list(rows.values()), ["age"]))
+
+
+@pytest.fixture(scope="session")
+def conditional(cohort, covariates):
+    """Thresholds of features less what age predicts."""
+    rule = {"rule": "mad", "features": ["normalized_volume", "sphericity"], "votes": 1, "mad_factor": 4.0}
+    return fit_thresholds(cohort_table(cohort.items(), ORGANS), organs=ORGANS, covariates=covariates, **rule)

@@ -1,4 +1,6 @@
+import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -9,7 +11,9 @@ import pytest
 from scripts.cohort.journal import Journal
 from scripts.common.errors import InputError
 from scripts.common.locks import FolderLock
+from scripts.solf.covariates import add_covariates
 from tests.scripts.solf.conftest import AFFINE, small_map
+from tests.scripts.solf.report.test_write import received
 
 
 def results(folder):
@@ -225,3 +229,61 @@ def test_filter_that_rejects_a_quarter_of_all_labels_is_suspicious(cohort_datase
     nib.save(nib.Nifti1Image(small_map(5, half=[2, 3]), AFFINE), dataset.data[0]["image"])
     cleaner(dataset).run()
     assert "% of all labels were rejected: were the thresholds fitted to maps of the same labels" in caplog.text
+
+
+def described(dataset, covariates):
+    dataset.data = add_covariates(dataset.data, covariates)
+    return dataset
+
+
+def test_cases_without_covariates_are_marked_and_counted(
+    cohort_dataset, cleaner, conditional, covariates, tmp_path, caplog
+):
+    options = {"thresholds": conditional, "covariates": covariates}
+    cleaner(described(cohort_dataset(7), covariates), **options).run()
+    table = pd.read_csv(tmp_path / "out" / "decisions.csv", keep_default_na=False)
+    marks = table.groupby("case")["covariates"].unique().map(list).to_dict()
+    assert marks == {f"s{n:02d}": ["no row" if n == 3 else "used"] for n in range(7)}
+    assert "covariates: 1 of 7 cases are judged by the thresholds without covariates: s03 (no row)" in caplog.text
+    rejected = table.set_index(["case", "label"])["decision"] == "reject"
+    assert rejected["s05", 2]
+    cleaned = np.asarray(nib.load(tmp_path / "out" / "s05_cleaned.nii.gz").dataobj)
+    assert 2 not in cleaned
+    assert json.loads((tmp_path / "out" / "thresholds.json").read_text())["covariates"]["coding"] == covariates.coding
+
+
+def test_case_whose_covariates_changed_is_cleaned_again(
+    cohort_dataset, cleaner, conditional, covariates, measured, tmp_path
+):
+    options = {"thresholds": conditional, "covariates": covariates}
+    cleaner(described(cohort_dataset(7), covariates), **options).run()
+    other = replace(covariates, rows={**covariates.rows, "s02": {"age": "60", "site": "A"}})
+    cleaner(described(cohort_dataset(7), other), thresholds=conditional, covariates=other).run()
+    assert len(measured) == 8
+    assert len(list((tmp_path / "out").glob("*_cleaned.nii.gz"))) == 7
+
+
+def test_filter_and_covariates_that_do_not_fit_are_refused_or_named(
+    cohort_dataset, cleaner, conditional, covariates, measured, caplog
+):
+    with pytest.raises(InputError, match="the filter was fitted with the covariates age: set covariates to a CSV"):
+        cleaner(cohort_dataset(3), thresholds=conditional).run()
+    lacking = replace(covariates, rows={"s00": {"site": "A"}})
+    with pytest.raises(
+        InputError, match=r"covariates cov\.csv: 1 problem(.|\n)*no column age, which the filter was fitted"
+    ):
+        cleaner(cohort_dataset(3), thresholds=conditional, covariates=lacking).run()
+    assert not measured
+    cleaner(cohort_dataset(3), covariates=covariates).run()
+    assert "covariates: the filter was fitted without; they show drift in the report alone" in caplog.text
+
+
+def test_drift_between_sites_is_in_the_report_and_its_table(cohort_dataset, cleaner, covariates, tmp_path):
+    cleaner(cohort_dataset(60), covariates=covariates, qc=True).run()
+    drift = pd.read_csv(tmp_path / "out" / "drift.csv")
+    assert set(drift["group"]) == {"A", "B"}
+    assert received(tmp_path / "out" / "qc", "overview")["has_drift"]
+    assert received(tmp_path / "out" / "qc", "drift")["all"] == len(drift)
+    cleaner(cohort_dataset(60), qc=True).run()
+    assert not (tmp_path / "out" / "drift.csv").exists()
+    assert not received(tmp_path / "out" / "qc", "overview")["has_drift"]

@@ -218,3 +218,47 @@ def test_graph_which_would_hold_no_measurement_is_refused(label_filter, way):
         EXPORTS[way](network, label)
     if way != "strict export":  # there Dynamo raises an error of its own, which says the same
         assert isinstance(root_cause(error.value), InputError)
+
+
+def test_norms_are_part_of_the_weights(conditional, fitted, cohort, covariates, tmp_path):
+    network = LabelFilter()
+    network.thresholds = conditional
+    save(network.state_dict(), tmp_path / "model.pt")
+    loaded = LabelFilter()
+    load_weights(loaded, tmp_path / "model.pt")
+    assert loaded.thresholds.fingerprint == conditional.fingerprint
+    assert loaded.thresholds.norms.coding == covariates.coding
+    text = json.dumps(covariates.rows["s05"])
+    pd.testing.assert_frame_equal(loaded.decide(cohort["s05"], "", text), network.decide(cohort["s05"], "", text))
+    network.thresholds = fitted
+    assert network.thresholds.norms is None
+    assert network.coefficients.isnan().all()
+
+
+def test_filter_with_norms_judges_maps_by_their_covariates(conditional, cohort, covariates):
+    network = LabelFilter()
+    network.thresholds = conditional
+    label, known = batch(small_map(5, half=[2]), small_map(7)), [json.dumps(covariates.rows[c]) for c in ("s05", "s07")]
+    assert (network(label, covariates=known) == 255).any(dim=(1, 2, 3, 4)).tolist() == [True, False]
+    assert network.decide(cohort["s05"], "", "null")["covariates"].tolist() == ["no row"] * 3
+    with pytest.raises(InputError, match="the filter was fitted with the covariates age: set covariates to a CSV"):
+        network(label)
+
+
+@pytest.mark.parametrize(
+    ("buffer", "index", "value"),
+    [
+        ("coefficients", (1, 5, 0), torch.nan),
+        ("norm_low", (65, 0), 1e9),
+        ("norm_high", (65, 0), torch.nan),
+        ("coding", slice(0, 30), 32),
+        ("coding", slice(0, 10), torch.tensor(list(b'{"a":{"m":'))),
+    ],
+)
+def test_norms_that_no_fit_gives_are_refused(conditional, tmp_path, buffer, index, value):
+    network = LabelFilter()
+    network.thresholds = conditional
+    getattr(network, buffer)[index] = value
+    save(network.state_dict(), tmp_path / "model.pt")
+    with pytest.raises(InputError, match="not the thresholds of a fit: about, or coding with its coefficients, is not"):
+        load_weights(LabelFilter(), tmp_path / "model.pt")

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from scripts.common.errors import InputError
+from scripts.models.weights import load_weights
 from scripts.solf.filter import LabelFilter
 from scripts.solf.thresholds import INPUTS
 from scripts.solf.training import FilterTrainer, read_features
@@ -62,3 +63,23 @@ def test_features_are_read_as_they_were_written(cohort_dataset, trainer, tmp_pat
     assert list(read) == list(INPUTS)
     for name in INPUTS:
         assert read[name].astype(written[name].dtype).equals(written[name]), name
+
+
+def test_fit_with_covariates_does_not_measure_again(cohort_dataset, trainer, covariates, tmp_path, measured, caplog):
+    rule = {"rule": "mad", "features": ["sphericity"], "votes": 1}
+    trainer(cohort_dataset(30), rule=rule).run()
+    trainer(cohort_dataset(30), rule=rule, covariates=covariates).run()
+    assert len(measured) == 30
+    content = json.loads((tmp_path / "fit" / "thresholds.json").read_text())
+    assert content["covariates"]["columns_of_coefficients"] == ["constant", "age"]
+    assert any(content["organs"]["2"]["sphericity"]["coefficients"])
+    network = LabelFilter()
+    load_weights(network, tmp_path / "model.pt")
+    assert network.thresholds.fingerprint == content["fingerprint"]
+    assert "covariates: 1 of 30 cases are judged by the thresholds without covariates: s03 (no row)" in caplog.text
+
+
+def test_fixed_ranges_take_no_covariates(cohort_dataset, trainer, covariates, measured):
+    with pytest.raises(InputError, match="the fixed ranges of the rule ranges take no covariates: choose another rule"):
+        trainer(cohort_dataset(10), rule={"rule": "ranges"}, covariates=covariates)
+    assert not measured

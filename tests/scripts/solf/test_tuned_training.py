@@ -150,3 +150,8 @@ def test_verdict_that_is_older_than_a_fix_is_not_tuned_by(cohort_dataset, traine
         ("s05", 66),
     }
     assert "review them again: s05 kidney_right, s05 muscle" in caplog.text
+
+
+def test_tuning_takes_no_covariates(cohort_dataset, trainer, errors_file, covariates):
+    with pytest.raises(InputError, match="tuning compares rules without covariates: leave covariates empty, and fit"):
+        trainer(cohort_dataset(30), known_errors=errors_file(), covariates=covariates)

@@ -69,6 +69,15 @@ qc.views = {
       { title: "case", value: ([name]) => name }, { title: "reason", value: ([, reason]) => reason, class: "text" },
     ], { size: 10 }).set(failed);
     this.organTable().set(this.overview.organs);
+    if (this.overview.has_drift) this.fillDrift().catch(qc.problem);
+  },
+
+  async fillDrift() {
+    const { picture, largest, beyond, all } = await qc.load("drift");
+    const head = `${qc.count(beyond)} of ${qc.count(all)} medians differ from the cohort's by more than chance.`;
+    qc.id("drift-largest").append(...[head, ...largest].map((text) => qc.element("li", {}, qc.words(text))));
+    qc.id("drift-picture").src = picture;
+    qc.id("drift").hidden = false;
   },
 
   organTable() {

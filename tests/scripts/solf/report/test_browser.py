@@ -11,12 +11,14 @@ from itertools import pairwise
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
+from scripts.solf.report.drift import COLUMNS
 from scripts.solf.report.review import ReviewOptions
 from tests.scripts.solf.report.test_slices import AFFINE, kidneys
 from tests.scripts.solf.report.test_write import EVIL, ORGANS, decision_table, received, small_table, write
@@ -464,3 +466,15 @@ def test_missing_file_is_named(chromium, report, tmp_path):
     chromium.get(f"{(copy / 'index.html').as_uri()}#case/3")
     wait(chromium, "!document.getElementById('problem').hidden")
     assert text(chromium, "problem") == "data/labels-00000.js cannot be read; copy the whole folder of the report."
+
+
+def test_drift_is_shown_where_there_is_some(chromium, report, table, tmp_path):
+    start(chromium, report)
+    assert not chromium.find_element(By.ID, "drift").is_displayed()
+    drift = pd.DataFrame([["site", "<b>B</b>", 2, "kidney_right", "sphericity", 40, 1.5, 0.4]], columns=COLUMNS)
+    start(chromium, write(tmp_path, table, drift=drift))
+    wait(chromium, "document.getElementById('drift-picture').naturalWidth > 100")
+    items = [item.text for item in chromium.find_elements(By.CSS_SELECTOR, "#drift-largest li")]
+    assert items[0] == "1 of 1 medians differ from the cohort's by more than chance."
+    assert items[1] == "site <b>B</b>: kidney right, sphericity: +1.50 spreads (40 people; chance alone: up to 0.40)"
+    assert [entry for entry in chromium.get_log("browser") if entry["level"] == "SEVERE"] == []

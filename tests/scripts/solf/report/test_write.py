@@ -194,6 +194,8 @@ def test_rule_is_described_in_words():
         "Outside are the lowest and the highest 2 % of the cohort, for each organ. "
         "The thresholds were fitted to 150 subjects."
     )
+    given = {**THRESHOLDS, "covariates": {"coding": {"age": {}, "sex": {}}}}
+    assert "Features are judged less what age, sex predict of them." in rule_in_words(given)
     assert "Outside are values by the rule mine." in rule_in_words({"rule": "mine", "features": ["a"], "votes": 1})
     assert "Outside" not in rule_in_words({"features": ["a"], "votes": 1})
 
