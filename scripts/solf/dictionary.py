@@ -42,7 +42,7 @@ def columns_of(table: str) -> dict[str, Column]:
     """
     own, found = tables()[table].get("own", {}), {}
     for name in tables()[table]["columns"]:
-        column = Column(*own.get(name, _declared()["columns"][name]))
+        column = Column(*(own[name] if name in own else _declared()["columns"][name]))
         found |= {name.replace(FEATURE, feature): column for feature in FEATURES} if FEATURE in name else {name: column}
     return found
 
