@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from scripts.common.errors import InputError
 from scripts.common.flags import parse_flag
 from scripts.common.locks import FolderLock
-from scripts.models.swin_unetr import is_marker, patch_merging, plain_state
+from scripts.models.swin_unetr import is_marker, patch_merging
 from scripts.models.weight_files import load_state_dict_file, save
 from scripts.models.weights import check_state_dict
 
@@ -61,7 +61,7 @@ def convert(source: str | Path, target: str | Path, *, legacy_merging: bool) -> 
         network = _network(arguments, legacy_merging, source, device)
         own = network.state_dict()
         state = {key: value for key, value in state.items() if key in own or not _UNUSED_SHORTCUT.search(key)}
-        state |= {key: value for key, value in plain_state(network).items() if is_marker(key)}
+        state = {key: value for key, value in own.items() if is_marker(key)} | state
         check_state_dict(network, state, source)
     _write(state, target)
     return arguments

@@ -158,12 +158,6 @@ def is_legacy(state: Mapping[str, torch.Tensor]) -> bool:
     return any(tensor.tolist() != list(map(list, SLICE_OFFSETS)) for key, tensor in state.items() if is_marker(key))
 
 
-def plain_state(network: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Return a state dict without the markers of MONAI's own patch merging, so that a plain `SwinUNETR` loads it."""
-    state = network.state_dict()
-    return state if is_legacy(state) else {key: tensor for key, tensor in state.items() if not is_marker(key)}
-
-
 def merging_problem(network_is_legacy: bool, weights_are_legacy: bool) -> str:
     """Describe why weights do not fit the patch merging of a network; "" if they do."""
     if weights_are_legacy and not network_is_legacy:

@@ -11,13 +11,13 @@ from ignite.engine import Engine, Events
 
 from scripts.common.errors import InputError
 from scripts.common.ranks import unwrapped
-from scripts.models.swin_unetr import is_marker, plain_state
 from scripts.models.weight_files import load_state_dict_file
 
 logger = logging.getLogger(__name__)
 
 _State = Mapping[str, torch.Tensor]
-_CONSTANTS = ("relative_position_index", "slice_offsets")  # of a Swin UNETR: computed, not trained
+_MARKER = "slice_offsets"  # of a Swin UNETR's patch merging, which itself refuses weights that lack it
+_CONSTANTS = ("relative_position_index", _MARKER)  # computed, not trained
 
 
 def load_weights(network: torch.nn.Module, path: str | Path) -> None:
@@ -60,9 +60,10 @@ def check_state_dict(network: torch.nn.Module, state: _State, path: str | Path) 
     for module in network.modules():
         if hasattr(module, "refuse_state"):
             module.refuse_state(state, path)
-    own = plain_state(network)
+    whole = network.state_dict()
+    own = {key: tensor for key, tensor in whole.items() if not key.endswith(_MARKER)}
     missing = [key for key in own if key not in state]
-    unexpected = [key for key in state if key not in own and not is_marker(key)]
+    unexpected = [key for key in state if key not in whole]
     reshaped = [key for key in own if key in state and state[key].shape != own[key].shape]
     if not (missing or unexpected or reshaped):
         return check_values(network, state, path)

@@ -16,7 +16,6 @@ from monai.data.utils import set_rnd
 
 from scripts.common.errors import InputError
 from scripts.common.ranks import unwrapped
-from scripts.models.swin_unetr import plain_state
 from scripts.models.weight_files import read_file, save
 from scripts.models.weights import value_problems
 
@@ -41,7 +40,7 @@ class BestCheckpoint:
     def __call__(self, engine: Engine) -> None:
         """Save if this validation is the best so far."""
         if engine.state.best_metric_epoch == engine.state.epoch:
-            save(plain_state(unwrapped(self.network)), self.path)
+            save(unwrapped(self.network).state_dict(), self.path)
         elif math.isnan(engine.state.metrics[engine.state.key_metric_name]):
             logger.warning(
                 "%s is not written: %s of epoch %d is NaN; do the validation labels have foreground?",

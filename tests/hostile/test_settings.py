@@ -80,6 +80,12 @@ def kind(name):
     return "enum" if "enum" in declared else next(name for name in types if name in BAD)
 
 
+def bad_values(name):
+    """Return values that are refused; some lists are right for lists of any names."""
+    is_list_of_names = declarations()[name].get("items", {}) == {"type": "string", "minLength": 1}
+    return [value for value in BAD[kind(name)] if not is_list_of_names or value not in ([], ["a", "b", "c"])]
+
+
 def settings_of(bundle, configs):
     parser = ConfigParser()
     parser.read_config([str(path) for path in paths(bundle, configs)])
@@ -98,9 +104,9 @@ def check(bundle, configs, **settings):
 
 @pytest.mark.parametrize(("bundle", "configs"), WORKFLOWS)
 def test_every_bad_value_of_every_setting_is_refused_in_one_message(bundle, configs):
-    names = settings_of(bundle, configs)
+    values = {name: bad_values(name) for name in settings_of(bundle, configs)}
     for n in range(max(map(len, BAD.values()))):
-        bad = {name: BAD[kind(name)][n] for name in names if n < len(BAD[kind(name)])}
+        bad = {name: found[n] for name, found in values.items() if n < len(found)}
         if not bad:
             break
         with pytest.raises(InputError) as error:

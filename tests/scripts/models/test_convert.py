@@ -12,9 +12,10 @@ from monai.networks.nets import SwinUNETR
 from scripts.common.errors import InputError
 from scripts.common.locks import FolderLock
 from scripts.models.convert import convert, main
-from scripts.models.swin_unetr import is_legacy, patch_merging, plain_state
+from scripts.models.swin_unetr import is_legacy, patch_merging
 from scripts.models.weights import load_weights
 from tests.conftest import ROOT
+from tests.scripts.models.tiny_networks import plain_state
 
 TINY = {
     "in_channels": 2,
@@ -89,7 +90,7 @@ def test_shortcuts_that_monai_0_8_never_used_are_dropped(tmp_path):
     state = plain_state(network) | {"encoder2.layer.conv3.conv.weight": torch.rand(12, 12, 1, 1, 1)}
     torch.save({"state_dict": state}, tmp_path / "in.pt")
     convert(tmp_path / "in.pt", tmp_path / "out.pt", legacy_merging=False)
-    assert torch.load(tmp_path / "out.pt", weights_only=True).keys() == plain_state(network).keys()
+    assert torch.load(tmp_path / "out.pt", weights_only=True).keys() == network.state_dict().keys()
 
 
 def encoder_only(path):
@@ -143,7 +144,7 @@ STRICT = "give the network the settings that the file was trained with, or use t
         (
             without_a_tensor,
             (),
-            "weights of another network: 1 of 121 tensors missing, 0 unexpected, 0 of another shape (first: "
+            "weights of another network: 1 of 117 tensors missing, 0 unexpected, 0 of another shape (first: "
             f"decoder1.transp_conv.conv.weight is missing); {STRICT}",
         ),
         (
@@ -183,7 +184,7 @@ STRICT = "give the network the settings that the file was trained with, or use t
         (
             changed("swinViT.patch_embed.proj.weight", lambda t: torch.zeros(60_000, 2, 2, 2, 2)),
             (),
-            "weights of another network: 0 of 121 tensors missing, 0 unexpected, 105 of another shape (first: "
+            "weights of another network: 0 of 117 tensors missing, 0 unexpected, 105 of another shape (first: "
             f"swinViT.patch_embed.proj.bias: file (12,), network (60000,)); {STRICT}",
         ),
         (

@@ -7,10 +7,10 @@ from ignite.engine import Engine
 
 from scripts.common.errors import InputError
 from scripts.models.pretrained import PretrainedLoader, load_pretrained
-from scripts.models.swin_unetr import plain_state
 from tests.scripts.models.tiny_networks import (
     PATCH_EMBEDDING,
     assert_equal_states,
+    plain_state,
     saved,
     self_supervised,
     state_of,

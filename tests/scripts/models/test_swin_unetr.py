@@ -16,10 +16,9 @@ from scripts.models.swin_unetr import (
     LegacyPatchMerging,
     adapt_input_channels,
     patch_merging,
-    plain_state,
 )
 from tests.conftest import ROOT
-from tests.scripts.models.tiny_networks import assert_equal_states, tiny
+from tests.scripts.models.tiny_networks import assert_equal_states, plain_state, tiny
 from tools import legacy_fixture
 
 FIXTURE = ROOT / "tests" / "fixtures" / "legacy_patch_merging.npz"

@@ -7,11 +7,11 @@ from ignite.engine import Engine
 
 from scripts.common.errors import InputError
 from scripts.models.pretrained import PretrainedLoader
-from scripts.models.swin_unetr import plain_state
 from scripts.models.weights import StrictCheckpointLoader, load_weights
 from tests.scripts.models.tiny_networks import (
     PATCH_EMBEDDING,
     assert_equal_states,
+    plain_state,
     saved,
     self_supervised,
     state_of,

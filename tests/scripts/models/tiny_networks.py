@@ -3,7 +3,7 @@
 import torch
 from monai.networks.nets import SwinUNETR
 
-from scripts.models.swin_unetr import patch_merging, plain_state
+from scripts.models.swin_unetr import is_legacy, is_marker, patch_merging
 
 PATCH_EMBEDDING = "swinViT.patch_embed.proj.weight"
 
@@ -21,6 +21,12 @@ TINY_NETWORK = {
 def tiny(*, seed=0, legacy=False, **changes):
     torch.manual_seed(seed)
     return SwinUNETR(**TINY_NETWORK | changes, downsample=patch_merging(legacy)).eval()
+
+
+def plain_state(network):
+    """Return the state dict of a plain SwinUNETR: without the markers, unless they are those of legacy merging."""
+    state = network.state_dict()
+    return state if is_legacy(state) else {key: tensor for key, tensor in state.items() if not is_marker(key)}
 
 
 def state_of(**options):
