@@ -116,7 +116,7 @@ def test_flags_of_an_args_file_are_checked_too(tmp_path):
 
 def test_keys_that_extend_or_replace_parts_of_a_config_are_known(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps({"+train#handlers": [], "validate::sampler": {}}))
-    check("--config_file", str([TRAIN[1], str(tmp_path / "a.json")]), "--train#trainer", "1", "--validate#sampler", "2")
+    check("--config_file", str([TRAIN[1], str(tmp_path / "a.json")]), "--train#inferer", "1", "--validate#sampler", "2")
 
 
 @pytest.mark.parametrize(

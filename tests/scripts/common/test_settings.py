@@ -84,7 +84,8 @@ def test_choices_are_those_of_the_code():
         ("dataset", "memory", "one of cache, persistent, plain"),
         ("votes", 0, "a whole number from 1"),
         ("features", ["sphericity", "sphericity"], "some of normalized_volume, sphericity, eccentricity, volume_mm3, "
-         "components, asymmetry, offset_x, offset_y, offset_z, each once"),
+         "components, asymmetry, offset_x, offset_y, offset_z, relative_volume, relative_x, relative_y, relative_z, "
+         "each once"),
         ("etta_volume_band", [2, 4], "two values: a number from 0 to 1, a number from 1"),
         ("etta_windows_per_step", 0, "a whole number from 1 or '$None'"),
         ("output_dir", 5, "a path"),
