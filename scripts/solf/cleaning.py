@@ -21,7 +21,7 @@ from scripts.solf.covariates import check_coded, warn_of_unknown
 from scripts.solf.filter import LabelFilter, clean_case, require_fit
 from scripts.solf.fixing import changes_of
 from scripts.solf.measuring import Transform
-from scripts.solf.tables import unpack, unpack_features
+from scripts.solf.tables import unpack
 from scripts.solf.thresholds import readable, summary
 from scripts.solf.verdicts import consensus, settled, warn_of_absent, without_outdated
 from scripts.solf.workflow import CohortWorkflow
@@ -127,10 +127,10 @@ class CohortCleaner(CohortWorkflow):
         if self.network.rejected != "drop_case":
             return False
         [(_, payload)] = self._journal.payloads([case])
-        verdicts = case.get("verdicts", "")
+        result, verdicts = unpack(payload), case.get("verdicts", "")
         if verdicts and case.get("fixed"):
-            verdicts = settled(verdicts, changes_of(unpack(payload).fixed))
-        decisions = self.network.decide(unpack_features(payload), verdicts, case.get("covariates", ""))
+            verdicts = settled(verdicts, changes_of(result.fixed))
+        decisions = self.network.decide(result.features, verdicts, case.get("covariates", ""))
         return (decisions["decision"] == "drop").any()
 
     def _remove_stale(self, states: Mapping[str, list[Any]]) -> None:

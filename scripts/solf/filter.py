@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,11 +17,11 @@ from scripts.common.label_maps import MAX_CLASS_ID
 from scripts.common.organs import contralateral_labels
 from scripts.common.settings import setting_problems
 from scripts.solf.contacts import MAX_CONTACT_LABELS
-from scripts.solf.covariates import MAX_COLUMNS, design_names
+from scripts.solf.covariates import MAX_COLUMNS
 from scripts.solf.lookup import replace_labels
 from scripts.solf.measuring import Transform, case_features, texts_of
-from scripts.solf.norms import Norms
-from scripts.solf.reference import RELATIVE, Reference
+from scripts.solf.reference import RELATIVE
+from scripts.solf.stored import ARRAYS, NORMS, contradiction, stored_thresholds, text_buffer
 from scripts.solf.tables import IGNORE, feature_table, pack_features, read_label_table
 from scripts.solf.thresholds import FEATURES, LEVELS, Thresholds, judge
 from scripts.solf.verdicts import overruled, verdicts_of_case
@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 
 Rejected = Literal["ignore", "background", "drop_case"]
 REJECTED: tuple[Rejected, ...] = get_args(Rejected)
-_ARRAYS = ("low", "high", "quantiles", "subjects", "voting", "present_percent")
 _ABOUT_BYTES, _CODING_BYTES = 2048, 8192
-_NORMS = ("coefficients", "norm_low", "norm_high")  # all NaN without norms
 _NO_GRAPH = (
     "the label filter measures with NumPy, which no graph of TorchScript, torch.export or ONNX can hold; run it with "
     "Python, as inference.json does."
@@ -94,7 +92,7 @@ class LabelFilter(nn.Module):
         self.rejected, self.drop_share, self.ignore_id = rejected, drop_share, ignore_id
         bounds = torch.full((len(self.organs), len(FEATURES)), torch.inf, dtype=torch.float64)
         quantiles = torch.full((len(LEVELS), *bounds.shape), torch.nan, dtype=torch.float64)
-        self.register_buffer("table", _bytes(sorted(self.organs.items())))
+        self.register_buffer("table", text_buffer(sorted(self.organs.items())))
         self.register_buffer("low", -bounds)
         self.register_buffer("high", bounds)
         self.register_buffer("quantiles", quantiles)
@@ -108,11 +106,11 @@ class LabelFilter(nn.Module):
         self.register_buffer("reference", reference)
         size = len(self.organs) if len(self.organs) <= MAX_CONTACT_LABELS else 0
         self.register_buffer("contact_percent", torch.full((size, size), torch.nan, dtype=torch.float64))
-        self.register_buffer("about", _bytes({}, length=_ABOUT_BYTES))
+        self.register_buffer("about", text_buffer({}, length=_ABOUT_BYTES))
         coefficients = torch.full((MAX_COLUMNS, *bounds.shape), torch.nan, dtype=torch.float64)
-        for name, buffer in zip(_NORMS, (coefficients, bounds * torch.nan, bounds * torch.nan), strict=True):
+        for name, buffer in zip(NORMS, (coefficients, bounds * torch.nan, bounds * torch.nan), strict=True):
             self.register_buffer(name, buffer)
-        self.register_buffer("coding", _bytes({}, length=_CODING_BYTES))
+        self.register_buffer("coding", text_buffer({}, length=_CODING_BYTES))
 
     @property
     def thresholds(self) -> Thresholds:
@@ -123,11 +121,11 @@ class LabelFilter(nn.Module):
         """
         if not self.voting.any():
             raise InputError("the label filter has no thresholds yet: fit it, or load the model.pt of a fit.")
-        return _thresholds(dict(self.named_buffers()), self.organs)
+        return stored_thresholds(dict(self.named_buffers()), self.organs)
 
     @thresholds.setter
     def thresholds(self, fitted: Thresholds) -> None:
-        for name in _ARRAYS:
+        for name in ARRAYS:
             array = getattr(fitted, name)
             getattr(self, name)[...] = torch.nan if array is None else torch.from_numpy(array)
         self.votes.fill_(fitted.votes)
@@ -135,10 +133,10 @@ class LabelFilter(nn.Module):
         self.missing_percent.fill_(fitted.missing_percent)
         reference = torch.nan if fitted.reference is None else torch.from_numpy(np.stack(fitted.reference))
         self.reference[...] = reference
-        self.about.copy_(_bytes(dict(fitted.about), length=_ABOUT_BYTES))
+        self.about.copy_(text_buffer(dict(fitted.about), length=_ABOUT_BYTES))
         norms = fitted.norms
-        self.coding.copy_(_bytes(dict(norms.coding) if norms else {}, length=_CODING_BYTES))
-        for name in _NORMS:
+        self.coding.copy_(text_buffer(dict(norms.coding) if norms else {}, length=_CODING_BYTES))
+        for name in NORMS:
             getattr(self, name).fill_(torch.nan)
         if norms:
             self.coefficients[: len(norms.coefficients)] = torch.from_numpy(norms.coefficients)
@@ -168,7 +166,7 @@ class LabelFilter(nn.Module):
         for key, own in self.state_dict().items():
             if key not in state or (state[key].shape, state[key].dtype) != (own.shape, own.dtype):
                 return  # named by `scripts.models.weights`
-        if problem := _contradiction(state, self.organs):
+        if problem := contradiction(state, self.organs):
             raise InputError(
                 f"{path}: not the thresholds of a fit: {problem}; give the model.pt of a fit, or fit again."
             )
@@ -274,9 +272,8 @@ def clean_case(
     item = transform(case)
     image, features = item["image"], item["features"].numpy()
     array = image.as_tensor()[0].numpy()
-    cleaned = network.clean(
-        array, features, item.get("verdicts", ""), item.get("covariates", "")
-    )  # without the copies of a forward pass
+    texts = item.get("verdicts", ""), item.get("covariates", "")
+    cleaned = network.clean(array, features, *texts)  # without the copies of a forward pass
     pred = MetaTensor(torch.from_numpy(cleaned)[None], meta=image.meta)
     postprocessing({**item, "pred": pred})
     return pack_features(features, **texts_of(image.meta))
@@ -301,95 +298,3 @@ def require_fit(path: str | Path) -> None:
             f"{path}: no such file; no thresholds come with the bundle: fit them with train.json to label maps of the "
             "same kind, and set ckpt_path to the model.pt of the fit."
         )
-
-
-def _bytes(content: Any, *, length: int = 0) -> torch.Tensor:
-    """Return plain values as JSON, uint8; part of the weights, so it must not depend on installed versions.
-
-    Raises:
-        InputError: it is longer than `length`.
-    """
-    text = json.dumps(content, sort_keys=True).encode()
-    if length and len(text) > length:
-        raise InputError(f"the settings of the fit take {len(text)} bytes: give shorter ones, at most {length}.")
-    return torch.tensor(list(text.ljust(length)), dtype=torch.uint8)
-
-
-def _thresholds(buffers: Mapping[str, torch.Tensor], organs: Mapping[int, str]) -> Thresholds:
-    """Return the thresholds in buffers.
-
-    Raises:
-        ValueError: `about` or `coding` is not JSON of an object.
-    """
-    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in buffers.items()}
-    about, coding = (json.loads(arrays[name].tobytes()) for name in ("about", "coding"))
-    if not (isinstance(about, dict) and isinstance(coding, dict)):
-        raise ValueError("not an object")
-    return Thresholds(
-        organs=organs,
-        **{name: arrays[name] for name in _ARRAYS},
-        votes=int(arrays["votes"]),
-        cases=int(arrays["cases"]),
-        missing_percent=float(arrays["missing_percent"]),
-        reference=None if np.isnan(arrays["reference"]).all() else Reference(*arrays["reference"]),
-        norms=_norms(arrays, coding),
-        about=about,
-    )
-
-
-def _norms(arrays: Mapping[str, np.ndarray], coding: Mapping[str, Any]) -> Norms | None:
-    """Return the norms in buffers, None without covariates.
-
-    Raises:
-        ValueError: `coding` is none, or does not fit the coefficients.
-    """
-    coefficients, low, high = (arrays[name] for name in _NORMS)
-    if not coding:
-        return None
-    try:
-        count = len(design_names(coding))
-        numbers = [code[key] for code in coding.values() if "mean" in code for key in ("mean", "sd", "low", "high")]
-        is_known = np.isfinite(np.array(numbers, dtype=float)).all()
-    except (KeyError, TypeError) as error:
-        raise ValueError("coding is none") from error
-    used = np.isfinite(coefficients).all(axis=(1, 2))
-    if not (is_known and count <= MAX_COLUMNS and used[:count].all() and (low <= high).all()):
-        raise ValueError("coding and coefficients differ")
-    return Norms(coding, coefficients[:count], low, high)
-
-
-def _contradiction(state: Mapping[str, torch.Tensor], organs: Mapping[int, str]) -> str:
-    """Describe why weights cannot be those of a fit; "" if they can."""
-    try:
-        thresholds = _thresholds(state, organs)
-    except (ValueError, RecursionError):
-        return "about, or coding with its coefficients, is not that of a fit"
-    low, high, quantiles, count = thresholds.low, thresholds.high, thresholds.quantiles, thresholds.voting.sum()
-    if not 1 <= thresholds.votes <= count:
-        return f"votes is {thresholds.votes} for {count} voting features"
-    if not 0 < thresholds.missing_percent <= 100:
-        return f"missing_percent is {thresholds.missing_percent}"
-    for name in ("present_percent", "contact_percent"):
-        shares = state[name].numpy()
-        if not ((shares >= 0) & (shares <= 100) | np.isnan(shares)).all():
-            return f"{name} is not from 0 to 100"
-    medians, spreads = thresholds.reference or (np.zeros(1), np.ones(1))
-    if np.isinf(medians).any() or not ((spreads > 0) & (spreads < np.inf) | np.isnan(spreads)).all():
-        return "reference has medians that are infinite, or spreads that are not above 0"
-    known, lower, upper = ~np.isnan(quantiles), quantiles[:-1], quantiles[1:]
-    checks = {
-        "subjects is negative": np.broadcast_to(thresholds.subjects[:, None] < 0, low.shape),
-        "subjects is above the number of cases": np.broadcast_to(
-            thresholds.subjects[:, None] > thresholds.cases, low.shape
-        ),
-        "low or high is NaN": np.isnan(low) | np.isnan(high),
-        "low is above high": (low > high) | (low == np.inf) | (high == -np.inf),
-        "quantiles are infinite": np.isinf(quantiles).any(axis=0),
-        "quantiles are NaN in part": known.any(axis=0) != known.all(axis=0),
-        "quantiles are not ascending": (upper < lower * (1 - 1e-9 * np.sign(lower))).any(axis=0),  # but for rounding
-    }
-    for problem, wrong in checks.items():
-        if wrong.any():
-            organ, feature = np.argwhere(wrong)[0]
-            return f"{problem} for {list(organs.values())[organ]}, {FEATURES[feature]}"
-    return ""

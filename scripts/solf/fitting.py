@@ -12,9 +12,10 @@ import numpy as np
 
 from scripts.common.errors import InputError, raise_all
 from scripts.common.settings import setting_problems
+from scripts.solf.bounds import BOUNDS, Bounds
 from scripts.solf.covariates import Covariates
-from scripts.solf.norms import even, fit_norms, uneven
-from scripts.solf.reference import MEASURES, RELATIVE, SIGMA_OF_MAD, Reference, fit_reference, measures, relate
+from scripts.solf.norms import fit_norms
+from scripts.solf.reference import MEASURES, RELATIVE, Reference, fit_reference, measures, relate
 from scripts.solf.thresholds import (
     FEATURES,
     INPUTS,
@@ -33,31 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Rule = Literal["percentile", "iqr", "mad", "deciles", "ranges"]
-Bounds = tuple[float, float]
-
-_COMPONENTS_SIGMA = 0.25  # least standard deviation of the root of a count: with 4, up to 4 components for usually 1
-_SIGMA_OF_DECILE = 1 / 1.2816  # a normal distribution's standard deviation over median to ninth decile
 _MIN_SUBJECTS = 20  # for quartiles and medians
-
-# Ranges of the published code: volumes in cm3, sphericity, number of components.
-_VOLUMES_CM3 = {
-    "spleen": (100, 300),
-    "kidney_right": (80, 200),
-    "kidney_left": (80, 200),
-    "gallbladder": (15, 60),
-    "liver": (1000, 2500),
-    "stomach": (100, 500),
-    "pancreas": (60, 150),
-    "adrenal_gland_right": (3, 10),
-    "adrenal_gland_left": (3, 10),
-    "urinary_bladder": (100, 600),
-    "heart": (200, 400),
-    "spinal_cord": (20, 50),
-}
-_OTHER_VOLUMES_CM3 = (1, 10_000)
-_MIN_SPHERICITY = 0.3
-_ROUND = ("spleen", "kidney_right", "kidney_left", "adrenal_gland_right", "adrenal_gland_left")
-_MAX_COMPONENTS = 3
 
 
 def fit_thresholds(
@@ -70,7 +47,7 @@ def fit_thresholds(
     epsilon_percent: float = 2.0,
     iqr_factor: float = 1.5,
     mad_factor: float = 6.0,
-    decile_factor: float = 4.0,
+    decile_factor: float = 4.25,
     missing_percent: float = 95.0,
     version: str = "",
     covariates: Covariates | None = None,
@@ -136,7 +113,7 @@ def fit_thresholds(
     if lacking := [name for name in features if name in RELATIVE and name not in relative]:
         raise InputError(f"features: {', '.join(lacking)} need the columns case, {', '.join(MEASURES)}; add them.")
     factors = {"percentile": epsilon_percent / 100, "iqr": iqr_factor, "mad": mad_factor, "deciles": decile_factor}
-    bounds = partial(_BOUNDS[rule], factor=factors.get(rule, 0.0))
+    bounds = partial(BOUNDS[rule], factor=factors.get(rule, 0.0))
     columns = {name: table[name] for name in FEATURES if name in table} | relative
     fit = partial(_fit_columns, rows=rows, organs=organs, needed=dict.fromkeys(features, needed), bounds=bounds)
     low, high, quantiles = fit(columns)
@@ -191,23 +168,14 @@ def _fit_columns(
     return low, high, quantiles
 
 
-def subjects_needed(
-    *,
-    rule: str,
-    features: Sequence[str] = SHAPE,
-    votes: int = 2,
-    epsilon_percent: float = 2.0,
-    iqr_factor: float = 1.5,
-    mad_factor: float = 6.0,
-    decile_factor: float = 4.0,
-    missing_percent: float = 95.0,
-) -> int:
-    """Check the options of `fit_thresholds` and return how many subjects the rule needs of an organ.
+def subjects_needed(*, rule: str, features: Sequence[str] = SHAPE, epsilon_percent: float = 2.0, **options: Any) -> int:
+    """Check options of `fit_thresholds` and return how many subjects the rule needs of an organ.
 
     Raises:
         InputError: an option is out of its range.
     """
-    raise_all(setting_problems(locals()), "rule of the label filter", "correct the settings")
+    given = {"rule": rule, "features": features, "epsilon_percent": epsilon_percent, **options}
+    raise_all(setting_problems(given), "rule of the label filter", "correct the settings")
     needed = int(np.ceil(100 / max(epsilon_percent, 1e-6)))  # without overflow
     return {"percentile": needed, "ranges": 0}.get(rule, _MIN_SUBJECTS)
 
@@ -263,56 +231,3 @@ def _columns(columns: Mapping[str, Any], rows: np.ndarray) -> Iterator[tuple[int
         values = np.asarray(column, dtype=float)[order]
         for row, own in zip(found, np.split(values, starts[1:]), strict=True):
             yield int(row), FEATURES.index(name), own
-
-
-def _percentile_bounds(known: np.ndarray, *, factor: float, **_: str) -> Bounds:
-    low, high = np.quantile(known, [factor, 1 - factor])
-    return low, high
-
-
-def _iqr_bounds(known: np.ndarray, *, factor: float, **_: str) -> Bounds:
-    low, high = np.quantile(known, [0.25, 0.75])
-    reach = factor * (high - low)
-    return low - reach, high + reach
-
-
-def _mad_bounds(known: np.ndarray, *, factor: float, feature: str, **_: str) -> Bounds:
-    """Return median -+ reach; a median deviation of 0 is replaced by the standard deviation."""
-    values = even(known, feature)
-    middle = np.median(values)
-    sigma = SIGMA_OF_MAD * np.median(np.abs(values - middle))
-    return _around(middle, (sigma, sigma), values, factor=factor, feature=feature)
-
-
-def _decile_bounds(known: np.ndarray, *, factor: float, feature: str, **_: str) -> Bounds:
-    """Return median -+ reach, of which each side has its own."""
-    values = even(known, feature)
-    low, middle, high = np.quantile(values, [0.1, 0.5, 0.9])
-    sigmas = (middle - low) * _SIGMA_OF_DECILE, (high - middle) * _SIGMA_OF_DECILE
-    return _around(middle, sigmas, values, factor=factor, feature=feature)
-
-
-def _around(middle: float, sigmas: tuple[float, float], values: np.ndarray, *, factor: float, feature: str) -> Bounds:
-    """Return the bounds on the feature's own scale; a side without variation takes that of all values."""
-    least = _COMPONENTS_SIGMA if feature == "components" else 0.0
-    below, above = (max(sigma, least) or values.std() for sigma in sigmas)
-    low, high = middle - factor * below, middle + factor * above
-    return uneven(low if feature != "components" else max(low, 0.0), feature), uneven(high, feature)
-
-
-def _published_bounds(_: np.ndarray, *, organ: str, feature: str, **__: float) -> Bounds:
-    if feature == "volume_mm3":
-        low, high = _VOLUMES_CM3.get(organ, _OTHER_VOLUMES_CM3)
-        return low * 1000.0, high * 1000.0
-    if feature == "components":
-        return -np.inf, _MAX_COMPONENTS
-    return (_MIN_SPHERICITY if organ in _ROUND else -np.inf), np.inf
-
-
-_BOUNDS: dict[str, Callable[..., Bounds]] = {
-    "percentile": _percentile_bounds,
-    "iqr": _iqr_bounds,
-    "mad": _mad_bounds,
-    "deciles": _decile_bounds,
-    "ranges": _published_bounds,
-}

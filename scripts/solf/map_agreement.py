@@ -25,8 +25,9 @@ from scripts.scoring.metrics import organ_scores, summarise
 from scripts.solf.dictionary import columns_of
 from scripts.solf.filter import LabelFilter
 from scripts.solf.measuring import Transform
+from scripts.solf.parquet import write_parquet
 from scripts.solf.tables import IGNORE, pack, unpack
-from scripts.solf.workflow import CohortWorkflow, write_parquet
+from scripts.solf.workflow import CohortWorkflow
 
 logger = logging.getLogger(__name__)
 

@@ -136,6 +136,11 @@ class Result(NamedTuple):
     contacts: str = ""
     fixed: str = ""
 
+    @property
+    def features(self) -> np.ndarray:
+        """The (L, C) array of `pack_features`."""
+        return np.frombuffer(self.content, dtype="<f8").reshape(-1, len(COLUMNS))
+
 
 def pack(content: bytes, *, sources: str = "", contacts: str = "", fixed: str = "") -> bytes:
     """Compress a `Result` for a journal."""
@@ -153,8 +158,3 @@ def unpack(payload: bytes) -> Result:
 def pack_features(features: np.ndarray, **texts: str) -> bytes:
     """Compress the (L, C) array of a case for a journal, with texts as `pack`."""
     return pack(np.ascontiguousarray(features, dtype="<f8").tobytes(), **texts)
-
-
-def unpack_features(payload: bytes) -> np.ndarray:
-    """Return the array that `pack_features` compressed."""
-    return np.frombuffer(unpack(payload).content, dtype="<f8").reshape(-1, len(COLUMNS))

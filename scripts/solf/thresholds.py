@@ -246,8 +246,8 @@ def organ_rows(table: pd.DataFrame, organs: Mapping[int, str]) -> np.ndarray:
     return rows
 
 
-def readable(thresholds: Thresholds, **about: Any) -> dict[str, Any]:
-    """Return thresholds as plain values for a JSON file, after how they were fitted, `about` and their fingerprint."""
+def readable(thresholds: Thresholds) -> dict[str, Any]:
+    """Return thresholds as plain values for a JSON file, after how they were fitted and their fingerprint."""
     medians = thresholds.quantiles[len(LEVELS) // 2]
     organs: dict[str, dict[str, Any]] = {}
     for row, (label, organ) in enumerate(thresholds.organs.items()):
@@ -258,7 +258,7 @@ def readable(thresholds: Thresholds, **about: Any) -> dict[str, Any]:
             organs[str(label)][name] = {k: float(v) if np.isfinite(v) else None for k, v in numbers.items()}
             if thresholds.norms is not None:
                 organs[str(label)][name]["coefficients"] = thresholds.norms.coefficients[:, *at].tolist()
-    about = {**thresholds.about, **about, "subjects": thresholds.cases, "missing_percent": thresholds.missing_percent}
+    about = {**thresholds.about, "subjects": thresholds.cases, "missing_percent": thresholds.missing_percent}
     about |= {"fingerprint": thresholds.fingerprint}
     if thresholds.norms is not None:
         coding = dict(thresholds.norms.coding)

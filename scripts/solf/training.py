@@ -20,8 +20,9 @@ from scripts.solf.covariates import warn_of_unknown
 from scripts.solf.dictionary import columns_of
 from scripts.solf.fitting import fit_thresholds, subjects_needed
 from scripts.solf.measuring import measure_case
+from scripts.solf.parquet import write_parquet
 from scripts.solf.thresholds import INPUTS, readable
-from scripts.solf.workflow import CohortWorkflow, refuse_folder, write_parquet
+from scripts.solf.workflow import CohortWorkflow, refuse_folder
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 from monai.data import Dataset
 
 from scripts.cohort.journal import Case, Journal
@@ -27,16 +24,17 @@ from scripts.common.locks import FolderLock
 from scripts.solf.aggregate import check_folder, write_aggregate
 from scripts.solf.contacts import partners, with_unusual_contacts
 from scripts.solf.covariates import Covariates
-from scripts.solf.dictionary import Column, columns_of
+from scripts.solf.dictionary import columns_of
 from scripts.solf.features import compile_features
 from scripts.solf.filter import LabelFilter
 from scripts.solf.fixing import FixLabelsd, changes_of, with_kinds
+from scripts.solf.parquet import read_parts, write_parquet
 from scripts.solf.renaming import Sources
 from scripts.solf.report.drift import measure_drift
 from scripts.solf.report.folder import check_report, remove_unfinished
 from scripts.solf.report.review import ReviewOptions
 from scripts.solf.report.write import write_report
-from scripts.solf.tables import cohort_table, unpack, unpack_features
+from scripts.solf.tables import cohort_table, unpack
 from scripts.solf.thresholds import judge, readable
 from scripts.solf.transforms import LoadLabelMapd
 from scripts.solf.verdicts import with_verdicts
@@ -188,10 +186,10 @@ class CohortWorkflow:
 
     def table_of(self, payloads: Sequence[tuple[str, bytes]]) -> pd.DataFrame:
         """Turn the results of named cases into one table, and count what became of the files' own labels."""
-        table = cohort_table([(case, unpack_features(payload)) for case, payload in payloads], self.network.organs)
+        results = [(case, unpack(payload)) for case, payload in payloads]
+        table = cohort_table([(case, result.features) for case, result in results], self.network.organs)
         touched: dict[tuple[str, int], str] = {}
-        for case, payload in payloads:
-            result = unpack(payload)
+        for case, result in results:
             self._sources.add(result.sources)
             others_of = partners(result.contacts)
             touched |= {(case, label): " ".join(map(str, others)) for label, others in others_of.items()}
@@ -221,9 +219,7 @@ class CohortWorkflow:
 
     def decisions(self) -> Iterator[pd.DataFrame]:
         """Read the table of `write_decisions`, several hundred cases at a time."""
-        with pq.ParquetFile(self._decisions_file) as file:
-            for group in range(file.num_row_groups):
-                yield file.read_row_group(group).to_pandas()
+        return read_parts(self._decisions_file)
 
     def _write_csv(self) -> None:
         """Write the table of `write_decisions` as CSV."""
@@ -231,12 +227,8 @@ class CohortWorkflow:
             for n, table in enumerate(self.decisions()):
                 table.to_csv(file, index=False, header=n == 0, float_format="%.6g", lineterminator="\n")
 
-    def report(self, **about: Any) -> None:
-        """Write the QC report of the table of `write_decisions`, `qc/index.html`, and `drift.csv` if sites differ.
-
-        Args:
-            about: the rule and its options, for the thresholds that the report shows.
-        """
+    def report(self) -> None:
+        """Write the QC report of the table of `write_decisions`, `qc/index.html`, and `drift.csv` if sites differ."""
         path = self.output_dir / "drift.csv"
         drift = measure_drift(self.decisions(), self.network.thresholds, self.covariates)
         path.unlink(missing_ok=True)  # of an earlier run
@@ -245,7 +237,7 @@ class CohortWorkflow:
         write_report(
             self.output_dir,
             decisions=self.decisions(),
-            thresholds=readable(self.network.thresholds, **about),
+            thresholds=readable(self.network.thresholds),
             sources={case["case"]: case["image"] for case in self.cases},
             load=partial(self._load, {case["image"]: case for case in self.cases}),
             review=self.review,
@@ -291,31 +283,3 @@ def refuse_folder(path: Path) -> None:
     """
     if path.is_dir():
         raise InputError(f"{path}: is a folder, where a result will be written; move it away.")
-
-
-def write_parquet(
-    tables: Iterable[pd.DataFrame], path: Path, *, columns: Mapping[str, Column] = MappingProxyType({})
-) -> None:
-    """Write tables with the same columns as one Parquet file, a row group each, whole or not at all.
-
-    Args:
-        tables: at least one, none of them empty; only one is in memory at a time.
-        path: the file.
-        columns: units and definitions, which become metadata of the fields.
-    """
-    with atomic_path(path) as temporary, ExitStack() as stack:
-        writer = None
-        for table in tables:
-            rows = pa.Table.from_pandas(table, preserve_index=False)
-            writer = writer or stack.enter_context(pq.ParquetWriter(temporary, _with_metadata(rows.schema, columns)))
-            writer.write_table(rows, row_group_size=len(rows))
-
-
-def _with_metadata(schema: pa.Schema, columns: Mapping[str, Column]) -> pa.Schema:
-    fields = [
-        field.with_metadata({"unit": columns[field.name].unit, "definition": columns[field.name].definition})
-        if field.name in columns
-        else field
-        for field in schema
-    ]
-    return pa.schema(fields, metadata=schema.metadata)

@@ -19,7 +19,6 @@ from scripts.solf.tables import (
     pack_features,
     read_label_table,
     unpack,
-    unpack_features,
 )
 from tests.scripts.solf.conftest import AFFINE, small_map
 
@@ -48,13 +47,13 @@ def test_importing_the_tables_compiles_nothing():
 
 def test_packing_loses_nothing():
     features = case_features(small_map(0), AFFINE, ORGANS)
-    assert unpack_features(pack_features(features)).tobytes() == features.tobytes()
+    assert unpack(pack_features(features)).features.tobytes() == features.tobytes()
 
 
 def test_packing_keeps_what_was_counted_in_the_file(cohort):
     texts = {"sources": '{"=ä": 7}', "contacts": "2 66,3 66", "fixed": "{}"}
     payload = pack_features(cohort["s00"], **texts)
-    assert unpack_features(payload).tobytes() == cohort["s00"].tobytes()
+    assert unpack(payload).features.tobytes() == cohort["s00"].tobytes()
     assert unpack(payload)._asdict() == {"content": unpack(payload).content, **texts}
     assert unpack(pack_features(cohort["s00"]))[1:] == ("", "", "")
 

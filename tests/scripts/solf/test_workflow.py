@@ -1,9 +1,7 @@
 import dataclasses
 import os
 import shutil
-import weakref
 
-import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
@@ -12,7 +10,6 @@ from scripts.cohort import run as run_module
 from scripts.common import fingerprint
 from scripts.common.errors import InputError
 from scripts.solf import workflow
-from scripts.solf.workflow import write_parquet
 from tests.scripts.solf.report.test_write import received
 
 
@@ -75,35 +72,6 @@ def test_decisions_of_a_table_are_written_as_one_row_group_with_one_schema(cohor
     table = pd.read_parquet(tmp_path / "out" / "decisions.parquet")
     assert (table.loc[:11, "reason"] == "").all()
     assert set(table.loc[table["case"] == "s05", "decision"]) == {"reject", "drop"}
-
-
-def test_only_one_table_is_in_memory_at_a_time(tmp_path):
-    """Each table is written before the next one is asked for, and is then free to go."""
-    alive = []
-
-    def tables():
-        for n in range(5):
-            table = pd.DataFrame({"case": [f"s{n}"] * 3, "value": np.arange(3.0)})
-            assert sum(reference() is not None for reference in alive) <= 1
-            alive.append(weakref.ref(table))
-            yield table
-            del table
-
-    write_parquet(tables(), tmp_path / "a.parquet")
-    assert pq.ParquetFile(tmp_path / "a.parquet").num_row_groups == 5
-
-
-def test_failure_while_tables_are_made_leaves_the_old_file(tmp_path):
-    write_parquet([pd.DataFrame({"case": ["old"]})], tmp_path / "a.parquet")
-
-    def tables():
-        yield pd.DataFrame({"case": ["new"]})
-        raise InputError("its label map was changed during the run")
-
-    with pytest.raises(InputError, match="changed during the run"):
-        write_parquet(tables(), tmp_path / "a.parquet")
-    assert pd.read_parquet(tmp_path / "a.parquet")["case"].tolist() == ["old"]
-    assert [path.name for path in tmp_path.iterdir()] == ["a.parquet"]
 
 
 def test_report_reads_the_decisions_that_were_written(cohort_dataset, cleaner, tmp_path, judged):
