@@ -59,7 +59,7 @@ def run(settings: dict[str, Any], *configs: str, bundle: Path = BUNDLE) -> None:
     paths = [f"configs/{name}" for name in configs]
     words = ["python", "-m", "monai.bundle", "run", "--config_file", str(paths) if len(paths) > 1 else paths[0]]
     for key, value in settings.items():
-        words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+        words += [f"--{key}", str(value) if isinstance(value, str | bool) else json.dumps(value)]
     typed = [word if PLAIN_WORD.fullmatch(word) else f'"{word}"' for word in words]
     logger.info("\n$ cd %s; %s\n", bundle.relative_to(ROOT), " ".join(typed).replace("$", "\\$"))
     done = subprocess.run([sys.executable, *words[1:]], cwd=bundle, check=False)

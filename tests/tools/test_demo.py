@@ -1,8 +1,12 @@
+import contextlib
 import json
+import subprocess
 
+import pandas as pd
 import pytest
 from monai.bundle import ConfigParser
 
+from scripts.common.command_line import check_command_line
 from scripts.data.datalist import load_datalist
 from tools import demo
 from tools.phantom import write_cohort
@@ -13,6 +17,24 @@ def test_settings_of_the_demo_override_what_the_configs_have():
     new_arguments = {"network_def#depths", "network_def#window_size", "loss#batch", "loss#weight"}
     settings = {**demo.REDUCED_NETWORK, **demo.REDUCED_TRAINING, **demo.PHANTOMS, **demo.PAIR}
     assert [key for key in settings if key not in train and key not in new_arguments] == []
+
+
+@pytest.mark.parametrize("schedule", [demo.PHANTOMS, {**demo.PAIR, "pretrained": "model.pt"}], ids=["phantoms", "pair"])
+def test_commands_of_the_demo_pass_the_check_of_the_bundle(schedule, tmp_path, monkeypatch):
+    """Formerly `make demo` ended at its first command: it gave true for a part of a component."""
+    commands = []
+
+    def checked(words, *, cwd, check):
+        with contextlib.chdir(cwd):
+            check_command_line(["monai/bundle/__main__.py", *words[words.index("run") :]])
+        commands.append(words)
+        return subprocess.CompletedProcess(words, 0)
+
+    monkeypatch.setattr(demo.subprocess, "run", checked)
+    scores = {f"mean_{name}": [0.5] for name in ("dice", "hd95_mm", "asd_mm", "surface_dice")}
+    pd.DataFrame({"organ": ["mean"], **scores}).to_csv(tmp_path / "summary.csv")
+    demo.demonstrate(tmp_path, schedule, what="a phantom")
+    assert len(commands) == 3
 
 
 def test_image_without_label_is_refused(capsys):
