@@ -15,6 +15,7 @@ from monai.engines.utils import IterationEvents
 
 from scripts.common.errors import InputError
 from scripts.common.files import write_table
+from scripts.common.flags import parse_flag
 from scripts.common.grids import check_same_grid
 from scripts.common.names import stem
 from scripts.common.ranks import is_rank0
@@ -98,9 +99,10 @@ class FilterScores(CaseHandler):
         verdicts: of `scripts.solf.verdicts.read_verdicts`; None for none.
         image_key: the label map before the filter, (1, X, Y, Z).
         label_key: the manual label map on the same grid, if the case has one.
+        aggregate_only: of cleaning and fitting; refused here if true.
 
     Raises:
-        InputError: the list of errors is refused, none of its cases, or none of the verdicts', is evaluated, or a
+        InputError: only aggregates are wanted, the list of errors is refused, none of its cases, or none of the verdicts', is evaluated, or a
             manual map has another grid.
     """
 
@@ -115,8 +117,14 @@ class FilterScores(CaseHandler):
         verdicts: pd.DataFrame | None = None,
         image_key: str = "image",
         label_key: str = "label",
+        aggregate_only: bool | str = False,
     ) -> None:
         super().__init__()
+        if parse_flag(aggregate_only, "aggregate_only"):
+            raise InputError(
+                "aggregate_only is true, but evaluation writes a row per case and label: set it to false, and let none "
+                "of the tables leave a secure environment."
+            )
         self.output_dir, self.network = Path(output_dir), network
         self.errors = read_errors(known_errors, network.organs) if known_errors else None
         self.verdicts = verdicts

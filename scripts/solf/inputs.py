@@ -82,7 +82,8 @@ def _find(path: Path, *, organs: set[str]) -> list[Case]:
         where, count = printable(path), len(tree.left_out)
         logger.warning("%s: left out %d that are no label maps: %s", where, count, ", ".join(listed))
     masks = sum(map(_is_plain_folder, found))
-    logger.info("%s: found %d label maps, %d of them folders of masks", printable(path), len(found), masks)
+    of_masks = f", {masks} of them folders of masks" if masks else ""
+    logger.info("%s: found %d label maps%s", printable(path), len(found), of_masks)
     named = [file.parent if file.name == _MASKS_FOLDER else _without_dcm(file) for file in found]
     return [{"image": str(file), "case": str(name)} for file, name in zip(found, named, strict=True)]
 

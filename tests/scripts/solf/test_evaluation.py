@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from scripts.common.errors import InputError
-from scripts.solf.evaluation import label_dice, paired_cases
+from scripts.solf.evaluation import FilterScores, label_dice, paired_cases
+from scripts.solf.filter import LabelFilter
 from tests.scripts.solf.conftest import small_map
 
 
@@ -60,3 +61,8 @@ def test_folders_of_masks_are_paired_by_the_names_of_people(label_file, json_fil
 def test_dice_of_labels_to_65535():
     one, other = np.array([65535, 0, 300], np.uint16), np.array([65535, 65535, 1], np.uint16)
     assert label_dice(one, other) == pytest.approx({1: 0, 300: 0, 65535: 2 / 3})
+
+
+def test_tables_of_cases_are_refused_where_only_aggregates_may_leave(tmp_path):
+    with pytest.raises(InputError, match="aggregate_only is true, but evaluation writes a row per case"):
+        FilterScores(tmp_path, LabelFilter(), aggregate_only="true")

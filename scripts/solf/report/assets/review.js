@@ -7,6 +7,8 @@ qc.review = {
     this.ordinary = ordinary;
     this.items = qc.rows(items).map((item) => ({ ...item, organ: organs.get(item.label) }));
     this.viewers = [new qc.Viewer(qc.id("shown"), (...step) => this.follow(...step)), new qc.Viewer(qc.id("ordinary"))];
+    this.solids = ["shown", "ordinary"].map((id) => new qc.Solid(qc.id(id), (...by) => this.rotate(...by)));
+    this.angles = [0, 0];
     const shown = [...new Set(this.items.map((item) => item.organ))].sort();
     qc.options(qc.id("review-organ"), [["", "all"], ...shown.map((organ) => [organ, qc.words(organ)])]);
     for (const id of ["review-order", "review-organ", "review-open"]) {
@@ -66,6 +68,7 @@ qc.review = {
     const loaded = await Promise.all(pictures.map((one) => one.file && this.slices(one.file)));
     if (this.list[this.at] !== item) return;  // the reviewer went on
     await Promise.all(this.viewers.map((viewer, n) => loaded[n] ? viewer.open(loaded[n]) : viewer.close()));
+    this.surfaces();
     qc.id("ordinary-title").textContent = beside?.file ? `An ordinary ${qc.words(item.organ)}: ${beside.case}`
       : `No ordinary ${qc.words(item.organ)}: ${(beside ?? pictures[1]).why}`;
     this.draw();
@@ -82,12 +85,30 @@ qc.review = {
 
   /* Draw both viewers at one scale. */
   draw() {
-    const width = qc.id("shown").clientWidth / 3 - 8;
+    const width = qc.id("shown").clientWidth / (this.solid ? 4 : 3) - 8;
     const height = Math.max(180, (window.innerHeight - 290) / 2);
     const open = this.viewers.filter((viewer) => viewer.data);
     const scale = Math.min(...open.map((viewer) => viewer.fitting(width, height)));
     open.forEach((viewer) => viewer.drawAll(scale));
     this.mark();
+    this.rotate(0, 0);
+  },
+
+  /* Find the surfaces of the labels on screen, if they are wanted. */
+  surfaces() {
+    this.solids.forEach((solid, n) => {
+      solid.figure.hidden = !this.solid || !this.viewers[n].data;
+      if (!solid.figure.hidden) solid.open(this.viewers[n]);
+    });
+  },
+
+  /* Turn both surfaces, and draw them at one scale. */
+  rotate(azimuth, elevation) {
+    this.angles = [this.angles[0] + azimuth, Math.max(-1.5, Math.min(1.5, this.angles[1] + elevation))];
+    const shown = this.solids.filter((solid) => !solid.figure.hidden);
+    const room = Math.min(qc.id("shown").clientWidth / 4 - 8, Math.max(180, (window.innerHeight - 290) / 2));
+    const scale = Math.min(...shown.map((solid) => room / (2 * solid.radius_mm)));
+    shown.forEach((solid) => solid.draw(scale, ...this.angles));
   },
 
   mark() {
@@ -161,7 +182,7 @@ qc.review = {
     const actions = {
       a: () => this.judge("accept"), r: () => this.judge("reject"),
       b: () => this.go(this.at - 1).catch(qc.problem), s: () => this.go(this.at + 1).catch(qc.problem),
-      c: () => qc.id("comment").focus(), o: () => this.toggle(),
+      c: () => qc.id("comment").focus(), o: () => this.toggle(), d: () => this.look(),
       ArrowUp: () => this.viewers[0].turn(this.plane, 1), ArrowDown: () => this.viewers[0].turn(this.plane, -1),
       ArrowLeft: () => side(-1), ArrowRight: () => side(1),
     };
@@ -171,6 +192,13 @@ qc.review = {
 
   toggle() {
     this.viewers.forEach((viewer) => { viewer.labels = !viewer.labels; });
+    this.draw();
+  },
+
+  /* Show or hide the surfaces. */
+  look() {
+    this.solid = !this.solid;
+    this.surfaces();
     this.draw();
   },
 

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
@@ -289,6 +290,39 @@ def test_keys_turn_slices_and_planes_and_the_ordinary_organ_follows(browser):
     assert browser.execute_script("return qc.review.viewers.map((viewer) => viewer.labels)") == [False, False]
 
 
+def test_surface_is_seen_from_the_front_and_turns_by_dragging(browser):
+    """Its outline has the extent of the label along x and z, then, turned by 90 degrees, along y and z."""
+    open_review(browser)
+    press(browser, "d")
+    extents = """
+        const [solid, viewer] = [qc.review.solids[0], qc.review.viewers[0]];
+        const {width} = solid.canvas, {size, mm} = viewer.data, box = (of) => Math.max(...of) - Math.min(...of) + 1;
+        const copy = qc.element('canvas', {width, height: width}).getContext('2d', {willReadFrequently: true});
+        copy.drawImage(solid.canvas, 0, 0);
+        const seen = copy.getImageData(0, 0, width, width).data;
+        const inside = [...Array(width * width).keys()].filter((n) => seen[4 * n + 3]);
+        const drawn = [box(inside.map((n) => n % width)), box(inside.map((n) => Math.floor(n / width)))];
+        const own = [...viewer.map.keys()].filter((n) => viewer.map[n] === 1);
+        const places = [(n) => n % size[0], (n) => Math.floor(n / size[0]) % size[1],
+          (n) => Math.floor(n / size[0] / size[1])];
+        const label = places.map((place, axis) => box(own.map(place)) * mm[axis]);
+        return [drawn.map((pixels) => pixels * 2 * solid.radius_mm / width), label];"""
+    seen, (x, y, z) = browser.execute_script(extents)
+    assert seen == pytest.approx([x, z], rel=0.1)
+    before = browser.execute_script("return qc.review.solids.map((solid) => solid.canvas.toDataURL())")
+    canvas = browser.execute_script("return qc.review.solids[0].canvas")
+    ActionChains(browser).drag_and_drop_by_offset(canvas, 60, 20).perform()
+    assert browser.execute_script("return qc.review.angles") == pytest.approx([0.6, 0.2])
+    browser.execute_script("qc.review.rotate(Math.PI / 2 - qc.review.angles[0], -qc.review.angles[1])")
+    seen, _ = browser.execute_script(extents)
+    assert seen == pytest.approx([y, z], rel=0.1)
+    after = browser.execute_script("return qc.review.solids.map((solid) => solid.canvas.toDataURL())")
+    assert before[0] != after[0]
+    assert before[1] != after[1]
+    press(browser, "d")
+    assert browser.execute_script("return qc.review.solids.map((solid) => solid.figure.hidden)") == [True, True]
+
+
 def test_slice_shows_label_outline_and_image(browser, report):
     review = received(report, "review")
     place = next(
@@ -469,6 +503,7 @@ def test_missing_file_is_named(chromium, report, tmp_path):
 
 
 def test_drift_is_shown_where_there_is_some(chromium, report, table, tmp_path):
+    chromium.get_log("browser")  # of the test before
     start(chromium, report)
     assert not chromium.find_element(By.ID, "drift").is_displayed()
     drift = pd.DataFrame([["site", "<b>B</b>", 2, "kidney_right", "sphericity", 40, 1.5, 0.4]], columns=COLUMNS)
