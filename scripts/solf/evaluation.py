@@ -102,8 +102,8 @@ class FilterScores(CaseHandler):
         aggregate_only: of cleaning and fitting; refused here if true.
 
     Raises:
-        InputError: only aggregates are wanted, the list of errors is refused, none of its cases, or none of the verdicts', is evaluated, or a
-            manual map has another grid.
+        InputError: only aggregates are wanted, the list of errors is refused, none of its cases, or none of the
+            verdicts', is evaluated, or a manual map has another grid.
     """
 
     event = IterationEvents.MODEL_COMPLETED  # what fails here fails the case
