@@ -21,7 +21,7 @@ import pandas as pd
 from benchmarks.solf.cohorts import Cohort, people, phantoms
 from benchmarks.solf.quality_report import draw, markdown
 from benchmarks.solf.real_people import ATLASES, DATA
-from benchmarks.solf.scores import Rule, rows_of
+from benchmarks.solf.scores import CONTACTS, Rule, rows_of
 from scripts.common.files import atomic_path, write_table
 
 RESULTS = Path(__file__).parent / "results"
@@ -55,6 +55,7 @@ def rules() -> dict[str, Rule | None]:
         "paper: 4 %, 2 of 3": {"epsilon_percent": 4.0},
         "robust.json of 0.3.0": {"rule": "mad", "features": _SHAPE + _OFFSETS, "votes": 1, "mad_factor": 4.0},
         "default features, mad": {**default, "rule": "mad", "mad_factor": 6.0},
+        "unusual contacts alone, no rule": CONTACTS,
         "default without positions": {**default, "features": default["features"][:-3]},
         "default": default,
     }

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import logging
 import sys
-from pathlib import Path
 from typing import Any
 
-from scripts.common.files import write_text
+from tools.generated import ROOT, write_or_check
 
 WIDTH = 100
 INDENT = " " * 4
-ROOT = Path(__file__).resolve().parents[1]
-logger = logging.getLogger(__name__)
 
 
 def format_json(value: Any, indent: str = "") -> str:
@@ -47,24 +42,6 @@ def is_flat(value: list[Any]) -> bool:
     return True
 
 
-def main() -> int:
-    """Format every config, or with --check list those that would change."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing, exit with 1 if a file would change")
-    check = parser.parse_args().check
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    changed = 0
-    for path in sorted(ROOT.glob("bundles/*/configs/*.json")):
-        text = path.read_text(encoding="utf-8")
-        formatted = format_json(json.loads(text)) + "\n"
-        if formatted == text:
-            continue
-        changed += 1
-        logger.info("%s: %s", path.relative_to(ROOT), "would be reformatted" if check else "reformatted")
-        if not check:
-            write_text(path, formatted)
-    return int(check and changed > 0)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    configs = {path: path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("bundles/*/configs/*.json"))}
+    sys.exit(write_or_check({path: format_json(json.loads(text)) + "\n" for path, text in configs.items()}, __doc__))

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import logging
 import re
 import sys
 from collections.abc import Iterator
@@ -16,10 +14,9 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from scripts.common.files import write_text
 from scripts.common.settings import declarations, describe
+from tools.generated import ROOT, write_or_check
 
-ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS = {"train.json": "Training", "inference.json": "Inference"}
 HEADER = """# Settings of {bundle}
 
@@ -28,7 +25,6 @@ HEADER = """# Settings of {bundle}
 with the nearest known one. Paths are relative to the working folder. Any other value of the configs is set by its path,
 as in `--network_def#feature_size 24`; booleans there are `True` or `False`.
 """
-logger = logging.getLogger(__name__)
 
 
 def settings_page(bundle: Path) -> str:
@@ -93,23 +89,6 @@ def _table(title: str, rows: list[tuple[str, ...]]) -> str:
     return f"## {title}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in lines) + "\n"
 
 
-def main() -> int:
-    """Write the page of every bundle, or with --check list those that would change."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing, exit with 1 if a page would change")
-    check = parser.parse_args().check
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    changed = 0
-    for bundle in sorted(path.parent for path in ROOT.glob("bundles/*/configs")):
-        page, text = bundle / "docs" / "settings.md", settings_page(bundle)
-        if page.is_file() and page.read_text(encoding="utf-8") == text:
-            continue
-        changed += 1
-        logger.info("%s: %s", page.relative_to(ROOT), "would change" if check else "written")
-        if not check:
-            write_text(page, text)
-    return int(check and changed > 0)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    bundles = sorted(path.parent for path in ROOT.glob("bundles/*/configs"))
+    sys.exit(write_or_check({bundle / "docs" / "settings.md": settings_page(bundle) for bundle in bundles}, __doc__))

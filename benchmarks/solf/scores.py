@@ -8,12 +8,15 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.solf.cohorts import Cohort
+from scripts.solf.contacts import fit_contacts, with_unusual_contacts
 from scripts.solf.covariates import Covariates
 from scripts.solf.fitting import fit_thresholds
 from scripts.solf.thresholds import judge
 
 Rule = dict[str, Any]
 """Options of `fit_thresholds`."""
+CONTACTS: Rule = {"rule": "contacts"}
+"""Rejects labels that have `unusual_contacts`."""
 
 
 def decided(rule: Rule | None, *, fit: Cohort, on: Cohort, covariates: Covariates | None = None) -> pd.DataFrame:
@@ -25,6 +28,11 @@ def decided(rule: Rule | None, *, fit: Cohort, on: Cohort, covariates: Covariate
     """
     if rule is None:
         return on.truth.assign(rejected=False)
+    if rule == CONTACTS:
+        percent = fit_contacts([fit.table], fit.organs)
+        touching = with_unusual_contacts(on.table[["case", "label"]], on.table, percent, on.organs)
+        both = on.truth.merge(touching, on=["case", "label"], how="left").fillna({"unusual_contacts": ""})
+        return both.assign(rejected=both["unusual_contacts"] != "")
     thresholds = fit_thresholds(fit.table, organs=fit.organs, covariates=covariates, **rule)
     decisions = judge(on.table, thresholds, covariates and covariates.rows)
     both = on.truth.merge(decisions[["case", "label", "decision"]], on=["case", "label"], how="outer")

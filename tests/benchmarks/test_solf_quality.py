@@ -49,10 +49,10 @@ def test_dice_of_kept_labels_and_with_rejected_ones_missing():
 
 
 def test_measured_labels_carry_the_dice_and_kind_of_their_errors():
-    truth = pd.DataFrame(measure_phantom((7, 0, 0.2))[1], columns=["label", "kind", "dice"])
+    truth = pd.DataFrame(measure_phantom((7, 0, 0.2))[-1], columns=["label", "kind", "dice"])
     assert ((truth["dice"] < 0.9) == (truth["kind"] != "")).all()
     assert (truth["kind"] != "").any()
-    clean = pd.DataFrame(measure_phantom((7, 0, 0.0))[1], columns=["label", "kind", "dice"])
+    clean = pd.DataFrame(measure_phantom((7, 0, 0.0))[-1], columns=["label", "kind", "dice"])
     assert (clean["dice"] == 1).all()
     assert (clean["kind"] == "").all()
 
@@ -87,7 +87,7 @@ def test_person_of_real_shape_has_the_organs_of_the_atlas_elsewhere():
 
 @real
 def test_person_without_errors_has_none():
-    _, truth = measure_person(("torso", 3, 0, 0.0))
+    *_, truth = measure_person(("torso", 3, 0, 0.0))
     assert {row[1:] for row in truth} == {("", 1.0)}
 
 
