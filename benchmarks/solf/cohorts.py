@@ -21,7 +21,7 @@ from tools.label_body import SPACING_MM, draw_label_map
 from tools.label_errors import MIN_VOXELS, inject_errors
 
 Measured = tuple[np.ndarray, str, list[tuple[int, str, float]]]
-"""Features and contacts of a map, and of each of its labels and missing organs (label, kind of error or "", Dice or NaN)."""
+"""Features and contacts of a map, and its labels and missing organs: label, kind of error or "", Dice or NaN."""
 
 
 class Cohort(NamedTuple):
