@@ -58,9 +58,10 @@ class Setup(NamedTuple):
 
 SMALL, LARGE = (192, 192, 160), (512, 512, 400)
 SETUPS = [
-    *(Setup(source, classes, SMALL, threads, 3) for source, classes in LABELS for threads in (1, 2)),
-    Setup("ct_torso", 14, LARGE, 2, 1),
+    *(Setup(source, classes, SMALL, 1, 2) for source, classes in LABELS),
+    Setup("brain", 73, SMALL, 2, 2),
     Setup("brain", 73, LARGE, 2, 1),
+    Setup("ct_torso", 14, LARGE, 2, 1),
 ]
 
 
@@ -184,7 +185,7 @@ def main() -> int:
             write_logits(Path(folder) / "logits.npy", setup)
             rows.append(run(setup, ways, Path(folder)))
         logger.info("%s", pd.DataFrame(rows[-1:]).T.to_string(header=False))
-    write_table(pd.DataFrame(rows), RESULTS / "restore.csv", decimals=6)
+        write_table(pd.DataFrame(rows), RESULTS / "restore.csv", decimals=6)
     return 0
 
 

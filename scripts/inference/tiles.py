@@ -83,11 +83,10 @@ def spans(weights: torch.Tensor, tile: int) -> list[Span]:
 def contenders(block: torch.Tensor) -> list[int]:
     """Find the classes that can be the largest somewhere between the voxels of a block.
 
-    A class is left out if it is farther below the largest logit, at every voxel, than the mean of the classes that are
-    the largest at the corners of a cell is, at any corner of any cell.
+    A class is left out if it is below `_mean_of_winners` at every voxel: then one of these is above it in each cell.
 
     Args:
-        block: logits, finite.
+        block: finite logits; the same number is subtracted from all logits of a voxel, which changes no winner.
 
     Returns:
         Class ids in ascending order.
@@ -95,37 +94,42 @@ def contenders(block: torch.Tensor) -> list[int]:
     Shape:
         block: (C, x, y, z).
     """
-    best = block.amax(0)
-    deficits = (best - block).flatten(1).amin(1)
-    winners = (deficits == 0).nonzero().flatten()
+    block -= block.amax(0)
+    winners = block.flatten(1).amax(1).eq(0).nonzero().flatten()
     if len(winners) == 1:
         return winners.tolist()
-    return (deficits <= _largest_gap(block[winners], best)).nonzero().flatten().tolist()
+    block -= _mean_of_winners(block[winners])
+    return block.flatten(1).amax(1).ge(0).nonzero().flatten().tolist()
 
 
-def _largest_gap(winners: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
-    """Return how far the mean of the classes that win at the corners of a cell is below the largest logit, at most."""
-    share = (winners == best).to(best.dtype)
-    for axis in (1, 2, 3):
-        share = share.unfold(axis, 2, 1).sum(-1) if share.shape[axis] > 1 else share
-    share /= share.sum(0)
-    gap = best.new_zeros(())
-    for corner in product(*(range(size - cells + 1) for size, cells in zip(best.shape, share.shape[1:], strict=True))):
-        at = tuple(slice(start, start + cells) for start, cells in zip(corner, share.shape[1:], strict=True))
-        mean = (share * winners[(slice(None), *at)]).sum(0)
-        gap = torch.maximum(gap, (best[at] - mean).max())
-    return gap
-
-
-def interpolate(block: torch.Tensor, tile: Sequence[Span]) -> torch.Tensor:
-    """Interpolate a block of the network's grid in a tile.
+def _mean_of_winners(winners: torch.Tensor) -> torch.Tensor:
+    """Return the mean of the classes that are the largest at the corners of a cell; where cells meet, the least one.
 
     Shape:
-        block: (C, x, y, z) becomes (C, X, Y, Z).
+        winners: (W, x, y, z), 0 where a class is the largest, become (x, y, z).
     """
-    x, y, z = (span.weights.to(block.device) for span in tile)
-    rows = y @ (block @ z.T)
-    return (x @ rows.flatten(2)).unflatten(2, rows.shape[2:])
+    share = (winners == 0).to(winners.dtype)
+    for axis in (1, 2, 3):
+        n = share.shape[axis] - 1
+        share = share.narrow(axis, 0, n) + share.narrow(axis, 1, n) if n else share
+    share /= share.sum(0)
+    floor, cells = torch.zeros_like(winners[0]), share.shape[1:]
+    for corner in product(*(range(size - n + 1) for size, n in zip(floor.shape, cells, strict=True))):
+        at = tuple(slice(start, start + n) for start, n in zip(corner, cells, strict=True))
+        mean = (share * winners[(slice(None), *at)]).sum(0)
+        floor[at] = torch.minimum(floor[at], mean)
+    return floor
+
+
+def interpolate(channel: torch.Tensor, tile: Sequence[Span]) -> torch.Tensor:
+    """Interpolate a channel of a block of the network's grid in a tile.
+
+    Shape:
+        channel: (x, y, z) becomes (X, Y, Z).
+    """
+    x, y, z = (span.weights.to(channel.device) for span in tile)
+    rows = y @ (channel @ z.T)
+    return (x @ rows.flatten(1)).unflatten(1, rows.shape[1:])
 
 
 def kept_classes(chosen: Collection[int] | None) -> torch.Tensor:
@@ -139,19 +143,24 @@ def label_tile(
 ) -> torch.Tensor:
     """Return the class ids of a tile, or of one voxel if all are equal.
 
+    Args:
+        block: logits, finite; overwritten.
+        tile: the span of each axis.
+        to_label_map: see `restore`.
+        chosen: see `restore`; where none of them can win, the tile is of any other class.
+
     Shape:
         block: (C, x, y, z) becomes (X, Y, Z) or (1, 1, 1), uint8.
     """
     if to_label_map is not winning_classes:
         signs = block > 0
-        one = (signs == signs[:, :1, :1, :1]).all()
-        values = block[:, :1, :1, :1] if one else interpolate(block, tile)
-        return to_label_map(values.__getitem__, len(values))
+        if (signs == signs[:, :1, :1, :1]).all():
+            return to_label_map(block[:, :1, :1, :1].__getitem__, len(block))
+        return to_label_map(lambda channel: interpolate(block[channel], tile), len(block))
     ids = contenders(block)
     if len(ids) == 1 or (chosen is not None and not set(ids) & set(chosen)):
         return torch.full((1, 1, 1), ids[0], dtype=torch.uint8, device=block.device)
-    values = interpolate(block[ids], tile)
-    return winning_classes(values.__getitem__, len(ids), ids=ids)
+    return winning_classes(lambda index: interpolate(block[ids[index]], tile), len(ids), ids=ids)
 
 
 def restore(
@@ -180,7 +189,8 @@ def restore(
 
     def fill(tile: Sequence[Span]) -> None:
         with torch.inference_mode(inference):
-            block = logits[(slice(None), *(span.source for span in tile))].to(torch.float32).contiguous()
+            block = logits[(slice(None), *(span.source for span in tile))]
+            block = block.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
             if not block.sum().isfinite():  # a product with 0 would spread infinite logits over the tile
                 block = block.nan_to_num(nan=-1e30, posinf=1e30, neginf=-1e30)
             found = label_tile(block, tile, to_label_map, chosen)

@@ -1,3 +1,5 @@
+from itertools import permutations, product
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -23,12 +25,7 @@ from scripts.data.transforms import Spacingd
 from scripts.inference.axis_maps import NotAlongAxesError, way_back
 from scripts.inference.tiles import restore
 
-ORIENTATIONS = [
-    "".join(codes)
-    for order in (("RL", "AP", "SI"), ("RL", "SI", "AP"), ("AP", "RL", "SI"), ("AP", "SI", "RL"), ("SI", "RL", "AP"))
-    + (("SI", "AP", "RL"),)
-    for codes in ((a, b, c) for a in order[0] for b in order[1] for c in order[2])
-]
+ORIENTATIONS = ["".join(codes) for axes in permutations(("RL", "AP", "SI")) for codes in product(*axes)]
 
 
 def affine_of(codes, spacing_mm, degrees=(0, 0, 0)):
