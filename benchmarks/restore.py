@@ -58,10 +58,13 @@ class Setup(NamedTuple):
 
 SMALL, LARGE = (192, 192, 160), (512, 512, 400)
 SETUPS = [
-    *(Setup(source, classes, SMALL, 1, 2) for source, classes in LABELS),
+    Setup("brain", 73, SMALL, 1, 2),
+    Setup("ct_torso", 14, SMALL, 1, 2),
     Setup("brain", 73, SMALL, 2, 2),
-    Setup("brain", 73, LARGE, 2, 1),
     Setup("ct_torso", 14, LARGE, 2, 1),
+    Setup("brain", 14, SMALL, 1, 2),
+    Setup("ct_torso", 73, SMALL, 1, 2),
+    Setup("brain", 73, LARGE, 2, 1),
 ]
 
 
