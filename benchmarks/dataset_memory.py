@@ -26,7 +26,7 @@ from monai.bundle import ConfigParser
 from monai.data import Dataset
 from monai.transforms import Compose
 
-from benchmarks.restore_label_map import memory_mb
+from benchmarks.restore import memory_mb
 from scripts.common.files import write_table
 from scripts.data.datalist import load_datalist
 from scripts.data.datasets import KINDS, make_dataset

@@ -26,7 +26,7 @@ from scipy.stats import norm
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.support.ui import WebDriverWait
 
-from benchmarks.restore_label_map import memory_mb
+from benchmarks.restore import memory_mb
 from benchmarks.solf_speed import ukb_phantom
 from scripts.common.files import atomic_path
 from scripts.common.organs import ORGANS

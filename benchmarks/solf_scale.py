@@ -35,7 +35,7 @@ from matplotlib.figure import Figure
 from monai.transforms import Compose
 from tqdm import tqdm
 
-from benchmarks.restore_label_map import memory_mb
+from benchmarks.restore import memory_mb
 from scripts.cohort.attempts import CaseResult, attempt
 from scripts.cohort.engine import local_client, remote_client, run_on_dask
 from scripts.cohort.journal import Case, Journal

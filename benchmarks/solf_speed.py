@@ -32,7 +32,7 @@ from scipy import ndimage
 from skimage.measure import marching_cubes, mesh_surface_area
 from zlib_ng import gzip_ng
 
-from benchmarks.restore_label_map import memory_mb
+from benchmarks.restore import memory_mb
 from scripts.common.files import atomic_path
 from scripts.io.nifti import StoredVolume, read_nifti
 from scripts.solf.features import label_shape_features

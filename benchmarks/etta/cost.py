@@ -22,7 +22,7 @@ from monai.networks.nets import SwinUNETR
 
 from benchmarks.etta.networks import ARCHITECTURE, WINDOW
 from benchmarks.etta.objectives import etta_settings
-from benchmarks.restore_label_map import memory_mb
+from benchmarks.restore import memory_mb
 from scripts.etta.core import adapted
 from scripts.etta.inferer import ETTAInferer
 from scripts.etta.windows import WindowLayout

@@ -310,6 +310,22 @@ def test_volumes_are_those_of_the_label_map(segmented):
     )
 
 
+def test_chosen_organs_alone_are_saved_and_measured(torso_data, trained, segmented, tmp_path):
+    infer(trained, torso_data / "imagesTs" / "torso_003.nii.gz", tmp_path, roi_subset=["liver", "spleen"])
+    name = "torso_003_seg.nii.gz"
+    chosen, everything = (np.asarray(nib.load(folder / name).dataobj) for folder in (tmp_path, segmented))
+    np.testing.assert_array_equal(chosen, np.where(np.isin(everything, [1, 6]), everything, 0))
+    volumes, all_volumes = (pd.read_csv(folder / "volumes.csv", index_col="case") for folder in (tmp_path, segmented))
+    assert list(volumes.drop(columns="source", errors="ignore")) == ["spleen", "liver"]
+    assert volumes.loc["torso_003", "liver"] == all_volumes.loc["torso_003", "liver"]
+
+
+def test_unknown_organ_is_refused_with_the_nearest(torso_data, trained, tmp_path):
+    with pytest.raises(RuntimeError) as error:
+        infer(trained, torso_data / "imagesTs", tmp_path, roi_subset=["lver"])
+    assert "roi_subset names 'lver', which is not a class; did you mean 'liver'?" in reason(error.value)
+
+
 def test_preview_and_gif_are_drawn(segmented):
     names = {path.name for path in segmented.iterdir()}
     assert {"torso_003_preview.png", "torso_003.gif"} <= names

@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 from scripts.brats.regions import BRATS_REGIONS, nested_label_map
 from scripts.common.errors import InputError
 from scripts.data.transforms import Spacingd
-from scripts.inference.restore import RestoreLabelMapd, winning_classes
+from scripts.inference.restore import RestoreLabelMapd
 from scripts.io.loading import LoadVolumed
 
 OBLIQUE = np.eye(4)
@@ -96,19 +96,45 @@ def test_error_of_the_function_that_makes_the_label_map_is_raised(tmp_path):
         RestoreLabelMapd("pred", orig_keys="image", transform=preprocessing, to_label_map=nested_label_map)(data)
 
 
-def test_winning_class_is_the_argmax_and_the_first_of_equal_logits():
-    logits = torch.from_numpy(np.random.default_rng(0).integers(0, 4, (6, 5, 4, 3))).float()
-    classes = winning_classes(lambda channel: logits[channel].clone(), len(logits))
-    assert classes.dtype == torch.uint8
-    np.testing.assert_array_equal(classes, logits.numpy().argmax(axis=0))
+def test_sheared_volume_is_restored_class_by_class_which_is_logged_once(caplog):
+    affine = np.eye(4)
+    affine[1, 2] = 0.3  # a tilted gantry
+    preprocessing = Spacingd("image", pixdim=(2, 2, 2))
+    image = MetaTensor(torch.rand(1, 12, 11, 10), affine=torch.from_numpy(affine))
+    data = preprocessing({"image": image})
+    data["pred"] = MetaTensor(torch.randn(4, *data["image"].shape[1:]))
+    restore = RestoreLabelMapd("pred", orig_keys="image", transform=preprocessing)
+    restore(data)
+    ours = restore(data)["pred"]
+    oracle = Invertd("pred", orig_keys="image", transform=preprocessing, nearest_interp=False)(data)["pred"]
+    np.testing.assert_array_equal(ours[0], oracle.argmax(0))
+    messages = [message for message in caplog.messages if "one class at a time" in message]
+    assert len(messages) == 1
+    assert "SpatialResample its axes are turned or sheared by" in messages[0]
 
 
-def test_logits_are_requested_one_channel_at_a_time_in_order():
-    requested = []
+@pytest.mark.parametrize("shear", [0, 0.3])
+def test_chosen_classes_are_those_of_all_classes_and_others_background(shear):
+    affine = np.eye(4)
+    affine[1, 2] = shear
+    preprocessing = Spacingd("image", pixdim=(2, 2, 2))
+    image = MetaTensor(torch.rand(1, 12, 11, 10), affine=torch.from_numpy(affine))
+    data = preprocessing({"image": image})
+    data["pred"] = MetaTensor(torch.randn(6, *data["image"].shape[1:]))
+    options = {"orig_keys": "image", "transform": preprocessing}
+    everything = RestoreLabelMapd("pred", **options)(data)["pred"].as_tensor()
+    chosen = RestoreLabelMapd("pred", roi_subset=[2, 5], **options)(data)["pred"].as_tensor()
+    expected = torch.where(torch.isin(everything, torch.tensor([2, 5])), everything, 0)
+    assert chosen.dtype == torch.uint8
+    np.testing.assert_array_equal(chosen, expected)
 
-    def logits_of(channel):
-        requested.append(channel)
-        return torch.zeros(1, 2, 2, 2)
 
-    winning_classes(logits_of, 4)
-    assert requested == [0, 1, 2, 3]
+def test_metadata_are_those_of_monai(tmp_path):
+    preprocessing = pipeline()
+    data = preprocessing({"image": blob_image(tmp_path / "a.nii.gz"), "case": "p"})
+    data["pred"] = MetaTensor(torch.rand(2, *data["image"].shape[1:]))
+    restore = RestoreLabelMapd("pred", orig_keys="image", transform=preprocessing)
+    ours, theirs = restore(data)["pred"].meta, restore.one_channel_at_a_time(data).meta
+    assert ours.keys() == theirs.keys()
+    np.testing.assert_allclose(ours["affine"], theirs["affine"], atol=1e-6)
+    assert ours["filename_or_obj"] == theirs["filename_or_obj"]
