@@ -54,7 +54,7 @@ def _rows(config: Path, known: dict[str, str]) -> Iterator[tuple[str, ...]]:
         own |= {name for name in declarations() if "#" in name and name in parser}
     for name in [*(key for key in raw if key in own), *(name for name in declarations() if name in own - set(raw))]:
         declared = declarations()[name]
-        varies = parser[name] is None or re.search(r"#?max_epochs|@local_rank|is_available", str(parser[name]))
+        varies = parser[name] is None or re.search(r"#?max_epochs|@local_rank|@speed|is_available", str(parser[name]))
         default = declared["default"] if varies else _shown(parser.get_parsed_content(name))
         if known.get(name) != default:
             known[name] = default

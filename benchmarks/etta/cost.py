@@ -25,7 +25,7 @@ from benchmarks.etta.objectives import etta_settings
 from benchmarks.restore import memory_mb
 from scripts.etta.core import adapted
 from scripts.etta.inferer import ETTAInferer
-from scripts.etta.windows import WindowLayout
+from scripts.inference.window_layout import WindowLayout
 
 SIZES = {8: 96, 27: 128, 64: 160}  # windows: voxels along each axis
 # The C library keeps small blocks after they are freed. With this it returns them, so that resident is in use.

@@ -10,7 +10,11 @@ from typing import Any
 
 Declaration = Mapping[str, Any]
 
-_FORMATS = {"device": "a device such as cuda:0 or cpu", "path": "a path"}
+_FORMATS = {
+    "device": "a device such as cuda:0 or cpu",
+    "auto_or_device": "auto, or a device such as cuda:0 or cpu",
+    "path": "a path",
+}
 _NUMERALS = ("no", "one", "two", "three", "four")
 
 
@@ -142,6 +146,7 @@ def _formats() -> Any:
 
     checker = FormatChecker(formats=())
     checker.checks("device")(_is_device)
+    checker.checks("auto_or_device")(lambda value: value == "auto" or _is_device(value))
     return checker
 
 

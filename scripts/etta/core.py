@@ -22,7 +22,8 @@ from scripts.common.errors import InputError
 from scripts.common.ranks import unwrapped
 from scripts.etta.guard import Crop, PredictionStats, logits_of, measure, verdict
 from scripts.etta.settings import ETTASettings
-from scripts.etta.windows import Window, WindowLayout, choose, reference_windows
+from scripts.etta.windows import choose, reference_windows
+from scripts.inference.window_layout import Window, WindowLayout
 
 NORMALIZATION = (torch.nn.LayerNorm, torch.nn.GroupNorm, _BatchNorm, _InstanceNorm)
 ACCEPTED = "entropy dropped"

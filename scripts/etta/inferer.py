@@ -10,7 +10,7 @@ from monai.inferers import Inferer
 from scripts.common.errors import InputError
 from scripts.etta.core import Outcome, adapted
 from scripts.etta.settings import ETTASettings
-from scripts.etta.windows import WindowLayout
+from scripts.inference.window_layout import WindowLayout
 
 
 class ETTAInferer(Inferer):
@@ -62,6 +62,8 @@ class ETTAInferer(Inferer):
             raise InputError(f"network is a {type(network).__name__}: pass a torch.nn.Module.")
         if args or "condition" in kwargs:
             raise InputError("the network takes more than an image: leave test-time adaptation out.")
+        if getattr(self.inferer, "with_coord", False):
+            raise InputError("the inferer has with_coord=True: set it to False, or leave test-time adaptation out.")
         predictions = [self._predict(image, network, **kwargs) for image in inputs.split(1)]
         return predictions[0] if len(predictions) == 1 else torch.cat(predictions)
 

@@ -234,7 +234,7 @@ def test_train_and_inference_agree_on_settings_and_deterministic_transforms(bund
         pytest.skip(f"{bundle.name} does not train")
     train = resolved(bundle, "train.json", network_grid_keys=["image"])
     infer = resolved(bundle, "inference.json")
-    for key in ("patch_size", "spacing_mm", "sw_overlap", "legacy_merging"):
+    for key in ("patch_size", "spacing_mm", "speed", "sw_overlap", "legacy_merging"):
         assert train.get(key) == infer.get(key), key
     ours = train["train"]["deterministic_transforms"]
     theirs = infer["preprocessing"]["transforms"]

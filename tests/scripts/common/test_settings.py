@@ -92,7 +92,8 @@ def test_choices_are_those_of_the_code():
         ("output_dir", "", "a path"),
         ("device", "gpu", "a device such as cuda:0 or cpu"),
         ("device", "cuda:99", "a device such as cuda:0 or cpu"),
-        ("sw_device", "", "a device such as cuda:0 or cpu or '$None'"),
+        ("sw_device", "", "auto, or a device such as cuda:0 or cpu or '$None'"),
+        ("speed", "faster", "one of accurate, fast"),
     ],
 )  # fmt: skip
 def test_value_out_of_its_range_is_refused_with_what_to_give(name, value, fix):
@@ -108,6 +109,7 @@ def test_value_out_of_its_range_is_refused_with_what_to_give(name, value, fix):
         ("spacing_mm", (1, 1.5, 3)),
         ("patch_size", [32, 64, 96]),
         ("sw_device", None),
+        ("sw_device", "auto"),
         ("sw_device", "cpu"),
         ("device", "cpu"),
         ("etta_windows_per_step", None),

@@ -12,7 +12,7 @@ from scripts.common.errors import InputError
 from scripts.etta.core import ACCEPTED, NOT_FINITE, adapted, affine_parameters
 from scripts.etta.objectives import mean_entropy
 from scripts.etta.settings import ETTASettings
-from scripts.etta.windows import WindowLayout
+from scripts.inference.window_layout import WindowLayout
 from tests.scripts.etta.tiny_network import (
     INFERER,
     LENIENT,

@@ -1,42 +1,10 @@
 import numpy as np
-import pytest
 import torch
-from monai.inferers import SimpleInferer, SlidingWindowInferer
+from monai.inferers import SlidingWindowInferer
 
-from scripts.common.errors import InputError
-from scripts.etta.windows import WindowLayout, choose, reference_windows
+from scripts.etta.windows import choose, reference_windows
+from scripts.inference.window_layout import WindowLayout
 from tests.scripts.etta.tiny_network import INFERER
-
-
-@pytest.mark.parametrize("size", [(8, 8, 8), (12, 9, 20), (5, 8, 17), (31, 16, 8)])
-@pytest.mark.parametrize("overlap", [0.0, 0.25, (0.5, 0.6, 0.1)])
-def test_windows_are_those_that_the_inferer_passes_to_the_network(size, overlap):
-    x = torch.arange(np.prod(size), dtype=torch.float32).reshape(1, 1, *size) + 1
-    inferer = SlidingWindowInferer(roi_size=(8, -1, 8), overlap=overlap, padding_mode="replicate")
-    seen = []
-    inferer(x, lambda window: seen.append(window.clone()) or window)
-    layout = WindowLayout.of(inferer, size)
-    padded = layout.padded(x)
-    ours = [padded[(..., *window)] for window in layout.windows(padded.shape[2:])]
-    assert len(ours) == len(seen)
-    assert all(map(torch.equal, ours, seen))
-
-
-def test_padding_with_a_constant_is_that_of_the_inferer():
-    seen = []
-    inferer = SlidingWindowInferer(roi_size=8, padding_mode="constant", cval=-3.0)
-    inferer(torch.zeros(1, 1, 5, 8, 6), lambda window: seen.append(window.clone()) or window)
-    assert torch.equal(WindowLayout.of(inferer, (5, 8, 6)).padded(torch.zeros(1, 1, 5, 8, 6)), seen[0])
-
-
-def test_image_is_one_window_for_other_inferers():
-    layout = WindowLayout.of(SimpleInferer(), (12, 9, 20))
-    assert layout.windows((12, 9, 20)) == [(slice(0, 12), slice(0, 9), slice(0, 20))]
-
-
-def test_inferer_that_passes_coordinates_is_refused():
-    with pytest.raises(InputError, match="the inferer has with_coord=True: set it to False"):
-        WindowLayout.of(SlidingWindowInferer(8, with_coord=True), (8, 8, 8))
 
 
 def test_reference_windows_cover_the_image_side_by_side():
