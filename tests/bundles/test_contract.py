@@ -87,6 +87,7 @@ def test_required_versions_are_those_of_requirements(bundle):
         "torch": metadata["pytorch_version"],
         "numpy": metadata["numpy_version"],
         **metadata["required_packages_version"],
+        **metadata.get("optional_packages_version", {}),
     }
     assert wanted == {name: pinned[name] for name in wanted}
     assert version("monai") == wanted["monai"]
@@ -337,7 +338,8 @@ def test_declared_packages_are_those_that_are_imported(bundle, tmp_path):
     targets = {value for content in configs(bundle).values() for path, value in walk(content) if "_target_" in path}
     needed = {package for target, package in NEEDED_BY.items() if target in targets}
     needed |= {"monai", "torch", "numpy", "fire"}
-    assert {canonicalize_name(name) for name in declared_packages(bundle)} == imported | needed
+    declared = {*declared_packages(bundle), *configs(bundle)["metadata.json"].get("optional_packages_version", ())}
+    assert {canonicalize_name(name) for name in declared} == imported | needed
 
 
 def test_packing_twice_gives_the_same_bytes(bundle, tmp_path):
