@@ -22,6 +22,7 @@ from scripts.common.fingerprint import imported_modules, module_file
 from scripts.common.locks import FolderLock
 from scripts.common.names import printable
 from scripts.common.packed import code_sha256
+from tools.portable import PATTERN, portable_problems
 
 ROOT = Path(__file__).resolve().parents[1]
 REQUIRED = ("LICENSE", "docs/README.md", "configs/metadata.json", "configs/inference.json")
@@ -103,6 +104,8 @@ def contents(bundle: Path, *, weights: bool = False) -> tuple[str, dict[Path, Pa
     if isinstance(metadata, dict):
         problems += _metadata_problems(metadata)
     for name, config in configs.items():
+        if name.match(PATTERN):
+            problems += [f"{name}: not portable: {problem}" for problem in portable_problems(config)]
         try:
             found |= {file.relative_to(ROOT): file for file in packed_modules(named_modules(config))}
         except InputError as error:

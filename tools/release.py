@@ -25,10 +25,10 @@ from packageurl import PackageURL
 
 from scripts.common.errors import InputError
 from scripts.common.files import write_json, write_text
+from scripts.common.packed import LIBRARIES
 from tools.pack import METADATA, ROOT, pack_all
 from tools.verify import verify
 
-_LIBRARIES = {"monai": "monai_version", "torch": "pytorch_version", "numpy": "numpy_version"}
 logger = logging.getLogger(__name__)
 
 
@@ -57,7 +57,7 @@ def release(names: Sequence[str], out_dir: Path, *, weights: bool = False) -> li
 
 def sbom(metadata: Mapping[str, Any]) -> str:
     """Return the packages of a bundle's metadata as a CycloneDX 1.6 document; the same for the same metadata."""
-    versions = {name: metadata[key] for name, key in _LIBRARIES.items()} | metadata["required_packages_version"]
+    versions = {name: metadata[key] for name, key in LIBRARIES.items()} | metadata["required_packages_version"]
     bundle = Component(
         name=metadata["name"],
         version=metadata["version"],

@@ -20,7 +20,11 @@ from scripts.common.files import write_text
 from scripts.common.settings import declarations, describe
 
 ROOT = Path(__file__).resolve().parents[1]
-WORKFLOWS = {"train.json": "Training", "inference.json": "Inference"}
+WORKFLOWS = {
+    "train.json": "Training",
+    "inference.json": "Inference",
+    "inference_portable.json": "Inference without scripts",
+}
 HEADER = """# Settings of {bundle}
 
 `python -m monai.bundle run --config_file ...` takes each setting as `--name value`, such as `--output_dir results` or
