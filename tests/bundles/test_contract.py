@@ -256,6 +256,20 @@ def test_validation_and_inference_agree_on_the_inferer(bundle):
     assert differing <= {"progress", "device"}
 
 
+def test_portable_config_has_the_settings_network_transforms_and_inferer_of_inference(bundle):
+    """But for the classes of `scripts`."""
+    loaded = configs(bundle)
+    if "inference_portable.json" not in loaded:
+        pytest.skip(f"{bundle.name} has no portable config")
+    ours, theirs = loaded["inference_portable.json"], loaded["inference.json"]
+    for key in ("patch_size", "spacing_mm", "sw_overlap", "sw_batch_size", "inferer"):
+        assert ours[key] == theirs[key], key
+    assert {**theirs["network_def"], **ours["network_def"]} == theirs["network_def"]
+    mine, others = (config["preprocessing"]["transforms"][-5:] for config in (ours, theirs))
+    for a, b in zip(mine, others, strict=True):
+        assert {**b, "_target_": b["_target_"].rpartition(".")[2]} == a
+
+
 RUN_ELSEWHERE = """
 import importlib, json, pathlib, pkgutil, pydoc, sys
 
