@@ -88,7 +88,7 @@ def test_required_versions_are_those_of_requirements(bundle):
         "torch": metadata["pytorch_version"],
         "numpy": metadata["numpy_version"],
         **metadata["required_packages_version"],
-        **metadata.get("optional_packages_version", {}),
+        **metadata.get("dicomseg_packages_version", {}),
     }
     assert wanted == {name: pinned[name] for name in wanted}
     assert version("monai") == wanted["monai"]
@@ -353,7 +353,7 @@ def test_declared_packages_are_those_that_are_imported(bundle, tmp_path):
     targets = {value for content in configs(bundle).values() for path, value in walk(content) if "_target_" in path}
     needed = {package for target, package in NEEDED_BY.items() if target in targets}
     needed |= {"monai", "torch", "numpy", "fire"}
-    declared = {*declared_packages(bundle), *configs(bundle)["metadata.json"].get("optional_packages_version", ())}
+    declared = {*declared_packages(bundle), *configs(bundle)["metadata.json"].get("dicomseg_packages_version", ())}
     assert {canonicalize_name(name) for name in declared} == imported | needed
 
 

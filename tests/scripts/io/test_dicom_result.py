@@ -91,7 +91,9 @@ def test_date_is_that_of_the_source(tmp_path, dates, expected):
 
 def test_patient_and_study_are_carried_over(tmp_path):
     given = {"SpecificCharacterSet": "ISO_IR 192", "PatientName": "Müller^Zoë", "PatientID": "7", "PatientSex": "F"}
-    ds = new_object(some_result(write_series(tmp_path / "series", **given)), pydicom.uid.CTImageStorage, "OT")
+    ds = new_object(
+        some_result(write_series(tmp_path / "series", **given)), pydicom.uid.RTStructureSetStorage, "RTSTRUCT"
+    )
     assert {name: ds[name].value for name in given} == given
     assert (ds.StudyInstanceUID, ds.FrameOfReferenceUID) == ("1.2.5", "1.2.4")
     assert (ds.ManufacturerModelName, ds.SoftwareVersions, ds.Manufacturer) == ("Bundle", "1.2.3", "Its authors")
