@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -15,7 +16,7 @@ from pydoc import locate
 import jsonschema
 import pytest
 import yaml
-from monai.bundle import ConfigParser, verify_net_in_out
+from monai.bundle import ConfigParser, verify_metadata, verify_net_in_out
 from monai.bundle.config_item import ComponentLocator
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -73,6 +74,12 @@ def overlays(bundle):
 def test_metadata_validates_against_the_bundle_specification(bundle):
     schema = json.loads((ROOT / "tools" / "assets" / "metadata_schema.json").read_text())
     jsonschema.validate(configs(bundle)["metadata.json"], schema)
+
+
+def test_metadata_passes_the_check_of_the_model_zoo(bundle, tmp_path):
+    """MONAI's own function, which takes a schema that is there instead of downloading it."""
+    schema = shutil.copy(ROOT / "tools" / "assets" / "metadata_schema.json", tmp_path)
+    verify_metadata(meta_file=str(bundle / "configs" / "metadata.json"), filepath=schema)
 
 
 def test_version_is_in_the_changelog(bundle):
