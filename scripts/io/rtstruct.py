@@ -10,6 +10,7 @@ import pydicom
 from pydicom.sr.codedict import codes
 from pydicom.uid import UID, RTStructureSetStorage
 from scipy import ndimage
+from scipy.spatial import cKDTree
 
 from scripts.common.organs import snomed_codes
 from scripts.io.dicom_result import DicomResult, new_object
@@ -76,8 +77,9 @@ def _keyhole(rings: Sequence[np.ndarray]) -> np.ndarray:
     """Join an outline and its holes at their nearest points, forth and back."""
     joined = rings[0]
     for hole in rings[1:]:
-        distances = ((joined[:, None] - hole) ** 2).sum(axis=-1)
-        a, b = np.unravel_index(distances.argmin(), distances.shape)
+        distances, nearest = cKDTree(joined).query(hole)
+        b = distances.argmin()
+        a = nearest[b]
         joined = np.concatenate([joined[: a + 1], np.roll(hole, -b, axis=0), hole[b : b + 1], joined[a:]])
     return joined
 
@@ -91,12 +93,11 @@ def _contours(result: DicomResult, class_id: int, box: tuple[slice, ...]) -> Ite
         for contour in plane_contours(mask) if mask.any() else ():
             points = _positions_mm(contour + corner, header)
             image = _item(ReferencedSOPClassUID=header.SOPClassUID, ReferencedSOPInstanceUID=header.SOPInstanceUID)
-            yield _item(
-                ContourImageSequence=[image],
-                ContourGeometricType="CLOSED_PLANAR",
-                NumberOfContourPoints=len(points),
-                ContourData=points.ravel().round(4).tolist(),
-            )
+            kind, count = "CLOSED_PLANAR", len(points)
+            item = _item(ContourImageSequence=[image], ContourGeometricType=kind, NumberOfContourPoints=count)
+            numbers = [f"{value:.4f}" for value in points.ravel().tolist()]  # pydicom would check each of a million
+            item.add(pydicom.DataElement("ContourData", "DS", numbers, already_converted=True))
+            yield item
 
 
 def _positions_mm(points: np.ndarray, header: pydicom.Dataset) -> np.ndarray:
