@@ -1,6 +1,6 @@
 """Pack bundles as the Model Zoo ships them: one self-contained zip each, the same bytes for the same sources.
 
-`python -m tools.pack [NAME …] [--out dist] [--weights]`
+`python -m tools.pack [NAME …] [--out dist] [--weights | --weights-file MODEL.pt]`
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from scripts.common.fingerprint import imported_modules, module_file
 from scripts.common.locks import FolderLock
 from scripts.common.names import printable
 from scripts.common.packed import code_sha256
+from tools.portable import PATTERN, portable_problems
 
 ROOT = Path(__file__).resolve().parents[1]
 REQUIRED = ("LICENSE", "docs/README.md", "configs/metadata.json", "configs/inference.json")
@@ -76,7 +77,7 @@ def _defines(file: Path, name: str) -> bool:
     return file.name != "__init__.py" and (file.stem == last or bool(re.search(definition, source, re.MULTILINE)))
 
 
-def contents(bundle: Path, *, weights: bool = False) -> tuple[str, dict[Path, Path]]:
+def contents(bundle: Path, *, weights: bool | Path = False) -> tuple[str, dict[Path, Path]]:
     """Return the name of a bundle's zip, and its files by their paths in it.
 
     Of `scripts` it takes the modules that the configs name and the `command_modules` of the metadata, with their
@@ -84,7 +85,7 @@ def contents(bundle: Path, *, weights: bool = False) -> tuple[str, dict[Path, Pa
 
     Args:
         bundle: folder of the bundle, its `scripts` a link.
-        weights: include `models/model.pt`.
+        weights: include `models/model.pt`, or this file as such.
 
     Raises:
         InputError: lists all problems: files are missing or links out of the bundle, configs are not JSON or name what
@@ -92,10 +93,11 @@ def contents(bundle: Path, *, weights: bool = False) -> tuple[str, dict[Path, Pa
     """
     if not (bundle / METADATA).is_file():
         raise InputError(f"{bundle}: no configs/metadata.json, so this is not a bundle; give the name of a folder.")
-    extra = (WEIGHTS,) if weights else ()
-    patterns = (*ALWAYS, *extra)
-    found = {file.relative_to(bundle): file for pattern in patterns for file in bundle.glob(pattern) if file.is_file()}
-    problems = [f"{name}: missing" for name in (*REQUIRED, *extra) if Path(name) not in found]
+    found = {file.relative_to(bundle): file for pattern in ALWAYS for file in bundle.glob(pattern) if file.is_file()}
+    problems = [f"{name}: missing" for name in REQUIRED if Path(name) not in found]
+    model = bundle / WEIGHTS if weights is True else weights
+    if model and not model.is_file():
+        problems.append(f"{WEIGHTS if weights is True else printable(model)}: missing")
     problems += _file_problems(bundle, found)
     configs = {name: _read_json(file) for name, file in found.items() if name.suffix == ".json"}
     problems += [f"{name}: {config}" for name, config in configs.items() if isinstance(config, str)]
@@ -103,12 +105,15 @@ def contents(bundle: Path, *, weights: bool = False) -> tuple[str, dict[Path, Pa
     if isinstance(metadata, dict):
         problems += _metadata_problems(metadata)
     for name, config in configs.items():
+        if name.match(PATTERN):
+            problems += [f"{name}: not portable: {problem}" for problem in portable_problems(config)]
         try:
             found |= {file.relative_to(ROOT): file for file in packed_modules(named_modules(config))}
         except InputError as error:
             problems.append(f"{name}: {error}")
-    if weights and not problems:
-        problems += _weights_problems(bundle)
+    if model and not problems:
+        problems += _weights_problems(bundle, model)
+        found[Path(WEIGHTS)] = model
     raise_all(problems, bundle, "nothing was packed, correct these files")
     return f"{bundle.name}_v{metadata['version']}.zip", found
 
@@ -146,7 +151,7 @@ def _metadata_problems(metadata: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _weights_problems(bundle: Path) -> list[str]:
+def _weights_problems(bundle: Path, path: Path) -> list[str]:
     """Load the weights into the network of inference.json, as a user of the bundle does."""
     from monai.bundle import ConfigParser
 
@@ -156,7 +161,7 @@ def _weights_problems(bundle: Path) -> list[str]:
     parser.read_config(str(bundle / "configs" / "inference.json"))
     parser.read_meta(str(bundle / "configs" / "metadata.json"))
     try:
-        load_weights(parser.get_parsed_content("network_def"), bundle / WEIGHTS)
+        load_weights(parser.get_parsed_content("network_def"), path)
     except (ValueError, RuntimeError, LookupError) as error:  # MONAI's, of components
         return [reason(error)]
     return []
@@ -183,23 +188,25 @@ def _with_digest(metadata: Path, files: Mapping[Path, Path]) -> bytes:
     return json.dumps(content, indent=4).encode() + b"\n"
 
 
-def pack(bundle: Path, out_dir: Path, *, weights: bool = False) -> Path:
+def pack(bundle: Path, out_dir: Path, *, weights: bool | Path = False) -> Path:
     """Write `<name>_v<version>.zip` and return its path; see `contents`."""
     name, files = contents(bundle, weights=weights)
     return write(name, files, out_dir)
 
 
-def pack_all(names: Sequence[str], out_dir: Path, *, weights: bool = False) -> list[Path]:
+def pack_all(names: Sequence[str], out_dir: Path, *, weights: bool | Path = False) -> list[Path]:
     """Pack bundles after all of them have been checked.
 
     Args:
         names: folders below bundles/; all if empty.
         out_dir: folder for the zips.
-        weights: see `contents`.
+        weights: see `contents`; a file is of one bundle.
 
     Raises:
         InputError: lists the problems of all bundles; nothing was written.
     """
+    if isinstance(weights, Path) and len(names) != 1:
+        raise InputError(f"{printable(weights)}: weights of one bundle; give its name alone.")
     known = sorted(folder.name for folder in (ROOT / "bundles").iterdir() if folder.is_dir())
     if unknown := [name for name in names if name not in known]:
         raise InputError(f"{', '.join(unknown)}: no such bundle; give some of {', '.join(known)}")
@@ -215,16 +222,23 @@ def pack_all(names: Sequence[str], out_dir: Path, *, weights: bool = False) -> l
         return [write(name, files, out_dir) for name, files in planned]
 
 
+def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which weights are packed."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--weights", action="store_true", help="include models/model.pt, which must be there")
+    group.add_argument("--weights-file", type=Path, metavar="MODEL.pt", help="include this file as models/model.pt")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit code, 2 where nothing was written."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="folders below bundles/ (default: all)")
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder for the zips (default: dist)")
-    parser.add_argument("--weights", action="store_true", help="include models/model.pt, which must be there")
+    add_weights_arguments(parser)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        for path in pack_all(args.names, args.out, weights=args.weights):
+        for path in pack_all(args.names, args.out, weights=args.weights_file or args.weights):
             logger.info("%s  %.0f kB", path, path.stat().st_size / 1e3)
     except (InputError, OSError) as error:
         logger.error("error: %s", error)

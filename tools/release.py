@@ -1,4 +1,4 @@
-"""Make a release of all bundles: `python -m tools.release [--out dist] [--weights]`, or `make release`.
+"""Make a release of all bundles: `make release`, or `python -m tools.release [NAME …] [--out dist] [--weights]`.
 
 Beside the zips of `tools.pack` it writes `model_info.json` (name, SHA-1 and source of each zip, as in MONAI's Model
 Zoo), `SHA256SUMS` for `sha256sum --check`, and `<zip>.cdx.json`, the packages that a bundle needs as a CycloneDX SBOM.
@@ -25,20 +25,20 @@ from packageurl import PackageURL
 
 from scripts.common.errors import InputError
 from scripts.common.files import write_json, write_text
-from tools.pack import METADATA, ROOT, pack_all
+from scripts.common.packed import LIBRARIES
+from tools.pack import METADATA, ROOT, add_weights_arguments, pack_all
 from tools.verify import verify
 
-_LIBRARIES = {"monai": "monai_version", "torch": "pytorch_version", "numpy": "numpy_version"}
 logger = logging.getLogger(__name__)
 
 
-def release(names: Sequence[str], out_dir: Path, *, weights: bool = False) -> list[Path]:
+def release(names: Sequence[str], out_dir: Path, *, weights: bool | Path = False) -> list[Path]:
     """Pack, check and describe bundles, and return the zips.
 
     Args:
         names: as `tools.pack.pack_all`.
         out_dir: folder of the release.
-        weights: include `models/model.pt`.
+        weights: as `tools.pack.contents`.
 
     Raises:
         InputError: a bundle has problems.
@@ -57,7 +57,7 @@ def release(names: Sequence[str], out_dir: Path, *, weights: bool = False) -> li
 
 def sbom(metadata: Mapping[str, Any]) -> str:
     """Return the packages of a bundle's metadata as a CycloneDX 1.6 document; the same for the same metadata."""
-    versions = {name: metadata[key] for name, key in _LIBRARIES.items()} | metadata["required_packages_version"]
+    versions = {name: metadata[key] for name, key in LIBRARIES.items()} | metadata["required_packages_version"]
     bundle = Component(
         name=metadata["name"],
         version=metadata["version"],
@@ -88,11 +88,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.release", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="folders below bundles/ (default: all)")
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder of the release (default: dist)")
-    parser.add_argument("--weights", action="store_true", help="include models/model.pt, which must be there")
+    add_weights_arguments(parser)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        for path in release(args.names, args.out, weights=args.weights):
+        for path in release(args.names, args.out, weights=args.weights_file or args.weights):
             logger.info("%s  %.0f kB", path, path.stat().st_size / 1e3)
     except (InputError, OSError) as error:
         logger.error("error: %s", error)

@@ -17,7 +17,11 @@ from monai.bundle import ConfigParser
 from scripts.common.settings import declarations, describe
 from tools.generated import ROOT, write_or_check
 
-WORKFLOWS = {"train.json": "Training", "inference.json": "Inference"}
+WORKFLOWS = {
+    "train.json": "Training",
+    "inference.json": "Inference",
+    "inference_portable.json": "Inference without scripts",
+}
 HEADER = """# Settings of {bundle}
 
 `python -m monai.bundle run --config_file ...` takes each setting as `--name value`, such as `--output_dir results` or

@@ -25,12 +25,12 @@ import yaml
 from scripts.common.errors import InputError, raise_all, reason
 from scripts.common.names import printable
 from scripts.common.packed import code_sha256
+from tools.pack import REQUIRED, WEIGHTS
+from tools.portable import PATTERN, portable_problems
 
 SCHEMA = Path(__file__).with_name("assets") / "metadata_schema.json"
 MAX_BYTES = 1 << 33
 MAX_TEXT_BYTES = 1 << 24
-REQUIRED = ("LICENSE", "docs/README.md", "configs/metadata.json", "configs/inference.json")
-WEIGHTS = "models/model.pt"
 _KNOWN_CODE = re.compile(r"(?:scripts|monai|torch|ignite)\.")
 _KNOWN_IMPORTS = re.compile(r"(?:scripts|monai|torch|ignite|os|numpy|glob)\b")
 _IMPORTS = re.compile(r"(?:^\$(?:import|from) +|__import__\W+|import_module\W+)([\w.]+)")
@@ -108,6 +108,8 @@ def _checked(
     if "scripts_sha256" in metadata:
         digest = code_sha256((name, archive.read(entry)) for name, entry in code.items())
         problems += ["scripts: are not those that it was packed with"] * (digest != metadata["scripts_sha256"])
+    for name in (name for name in configs if PurePosixPath(name).match(PATTERN)):
+        problems += [f"{name}: not portable: {printable(problem)}" for problem in portable_problems(configs[name])]
     notes = [f"{name} names code of other packages: {target}" for name, target in _foreign_code(configs)]
     if WEIGHTS in files:
         problems += _weights_problems(archive.read(files[WEIGHTS]))

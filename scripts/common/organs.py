@@ -99,6 +99,43 @@ Structures without a counterpart are left out: whole vertebrae (here body and po
 undivided lungs (MR), kidney cysts, brain and skull."""
 IDS_OF_NAMES |= {other: IDS_OF_NAMES[name] for other, name in _ORGAN_OF.items()}
 
+SNOMED_CODES: dict[str, tuple[str, str]] = {
+    "spleen": ("78961009", "Spleen"),
+    "kidney": ("64033007", "Kidney"),
+    "gallbladder": ("28231008", "Gallbladder"),
+    "esophagus": ("32849002", "Esophagus"),
+    "liver": ("10200004", "Liver"),
+    "stomach": ("69695003", "Stomach"),
+    "aorta": ("15825003", "Aorta"),
+    "inferior vena cava": ("64131007", "Inferior vena cava"),
+    "portal and splenic veins": ("32764006", "Portal vein"),  # no code that DICOM uses means both
+    "pancreas": ("15776009", "Pancreas"),
+    "adrenal gland": ("23451007", "Adrenal gland"),
+    "right": ("24028007", "Right"),
+    "left": ("7771000", "Left"),
+}
+"""Name of a class, without its side, or side to SNOMED CT code and meaning, as in DICOM PS3.16."""
+
+
+def snomed_codes(name: str) -> tuple[tuple[str, str], tuple[str, str] | None]:
+    """Return the SNOMED CT code and meaning of a class, and those of its side if it has one.
+
+    Args:
+        name: such as "right kidney".
+
+    Raises:
+        InputError: the table lacks the class.
+
+    >>> snomed_codes("right kidney")
+    (('64033007', 'Kidney'), ('24028007', 'Right'))
+    """
+    words = name.split()
+    side = next((word for word in words if word in ("right", "left")), "")
+    organ = " ".join(word for word in words if word != side)
+    if organ not in SNOMED_CODES:
+        raise InputError(f"{name}: has no SNOMED CT code; add it to SNOMED_CODES.")
+    return SNOMED_CODES[organ], SNOMED_CODES.get(side)
+
 
 def foreground_classes(channel_def: Mapping[str, str]) -> dict[int, str]:
     """Turn the metadata's `channel_def` into class ids and names without the background.

@@ -13,7 +13,7 @@ from typing import Any
 from scripts.common.errors import InputError
 
 SCRIPTS = Path(__file__).absolute().parents[1]  # not resolved: in the repository, a link tells the bundle
-_LIBRARIES = {"monai": "monai_version", "torch": "pytorch_version", "numpy": "numpy_version"}
+LIBRARIES = {"monai": "monai_version", "torch": "pytorch_version", "numpy": "numpy_version"}
 logger = logging.getLogger(__name__)
 
 
@@ -52,8 +52,8 @@ def code_sha256(files: Iterable[tuple[str, bytes]]) -> str:
 
 def _differences(metadata: Mapping[str, Any]) -> list[str]:
     """Describe what differs from the metadata."""
-    installed = {name: version(name).partition("+")[0] for name in _LIBRARIES}
-    tested = {name: metadata.get(key, installed[name]) for name, key in _LIBRARIES.items()}
+    installed = {name: version(name).partition("+")[0] for name in LIBRARIES}
+    tested = {name: metadata.get(key, installed[name]) for name, key in LIBRARIES.items()}
     found = [f"{name} {has} instead of {tested[name]}" for name, has in installed.items() if has != tested[name]]
     if "scripts_sha256" in metadata:
         files = (path for path in SCRIPTS.rglob("*") if path.is_file() and path.parent.name != "__pycache__")

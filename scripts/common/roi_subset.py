@@ -31,7 +31,8 @@ def chosen_classes(channel_def: Mapping[str, str], roi_subset: Sequence[str] | N
     if roi_subset is None:
         return classes
     if isinstance(roi_subset, str) or not roi_subset:
-        raise InputError(f"roi_subset is {roi_subset!r}: give a list of classes, some of {', '.join(classes.values())}.")
+        known = ", ".join(classes.values())
+        raise InputError(f"roi_subset is {roi_subset!r}: give a list of classes, some of {known}.")
     for name in roi_subset:
         if name not in classes.values():
             near = get_close_matches(str(name), classes.values(), n=1, cutoff=0.5)

@@ -44,11 +44,10 @@ def read_dicom_series(folder: Path) -> StoredVolume:
             cannot decode it. The message names the folder, or the file if one is the cause.
     """
     slices = check_dicom_series(folder)
-    n, rows, columns = len(slices), int(slices[0].Rows), int(slices[0].Columns)
-    grid = Grid((columns, rows, n), _affine(slices))
+    grid = series_grid(slices)
     check_geometry(grid, printable(folder))
     require_memory_for(grid.shape, np.dtype(np.float32).itemsize, name=printable(folder))
-    volume = np.empty((n, rows, columns), dtype=np.float32)
+    volume = np.empty(grid.shape[::-1], dtype=np.float32)
     for plane, header in zip(volume, slices, strict=True):
         plane[...] = _read_pixels(header)
     return StoredVolume(volume.transpose(2, 1, 0), grid.affine)
@@ -190,8 +189,12 @@ def _check_gaps(folder: Path, headers: Sequence[pydicom.Dataset]) -> list[pydico
     return ordered
 
 
-def _affine(slices: Sequence[pydicom.Dataset]) -> np.ndarray:
-    """Return the affine from (column, row, slice) to mm in RAS; DICOM positions are in LPS."""
+def series_grid(slices: Sequence[pydicom.Dataset]) -> Grid:
+    """Return the grid of a series; its axes are columns, rows and slices.
+
+    Args:
+        slices: headers in order of their positions. DICOM positions are in LPS.
+    """
     first, last = (_numbers(header, "ImagePositionPatient") for header in (slices[0], slices[-1]))
     row, column = _numbers(slices[0], "ImageOrientationPatient").reshape(2, 3)
     row_mm, column_mm = _numbers(slices[0], "PixelSpacing")
@@ -201,7 +204,8 @@ def _affine(slices: Sequence[pydicom.Dataset]) -> np.ndarray:
         step_mm = np.cross(row, column) * _numbers(slices[0], "SliceThickness")
     affine = np.eye(4)
     affine[:3] = np.column_stack([row * column_mm, column * row_mm, step_mm, first])
-    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    shape = (int(slices[0].Columns), int(slices[0].Rows), len(slices))
+    return Grid(shape, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine)
 
 
 def _read_pixels(header: pydicom.Dataset) -> np.ndarray:

@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -15,7 +16,7 @@ from pydoc import locate
 import jsonschema
 import pytest
 import yaml
-from monai.bundle import ConfigParser, verify_net_in_out
+from monai.bundle import ConfigParser, verify_metadata, verify_net_in_out
 from monai.bundle.config_item import ComponentLocator
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -66,12 +67,19 @@ def bases(bundle, name):
 
 
 def overlays(bundle):
-    return [name for name in configs(bundle) if name not in (*WORKFLOWS, "metadata.json")]
+    alone = (*WORKFLOWS, "metadata.json", "inference_portable.json")
+    return [name for name in configs(bundle) if name not in alone]
 
 
 def test_metadata_validates_against_the_bundle_specification(bundle):
     schema = json.loads((ROOT / "tools" / "assets" / "metadata_schema.json").read_text())
     jsonschema.validate(configs(bundle)["metadata.json"], schema)
+
+
+def test_metadata_passes_the_check_of_the_model_zoo(bundle, tmp_path):
+    """MONAI's own function, which takes a schema that is there instead of downloading it."""
+    schema = shutil.copy(ROOT / "tools" / "assets" / "metadata_schema.json", tmp_path)
+    verify_metadata(meta_file=str(bundle / "configs" / "metadata.json"), filepath=schema)
 
 
 def test_version_is_in_the_changelog(bundle):
@@ -87,6 +95,7 @@ def test_required_versions_are_those_of_requirements(bundle):
         "torch": metadata["pytorch_version"],
         "numpy": metadata["numpy_version"],
         **metadata["required_packages_version"],
+        **metadata.get("dicomseg_packages_version", {}),
     }
     assert wanted == {name: pinned[name] for name in wanted}
     assert version("monai") == wanted["monai"]
@@ -254,6 +263,20 @@ def test_validation_and_inference_agree_on_the_inferer(bundle):
     assert differing <= {"progress", "device"}
 
 
+def test_portable_config_has_the_settings_network_transforms_and_inferer_of_inference(bundle):
+    """But for the classes of `scripts`."""
+    loaded = configs(bundle)
+    if "inference_portable.json" not in loaded:
+        pytest.skip(f"{bundle.name} has no portable config")
+    ours, theirs = loaded["inference_portable.json"], loaded["inference.json"]
+    for key in ("patch_size", "spacing_mm", "sw_overlap", "sw_batch_size", "inferer"):
+        assert ours[key] == theirs[key], key
+    assert {**theirs["network_def"], **ours["network_def"]} == theirs["network_def"]
+    mine, others = (config["preprocessing"]["transforms"][-5:] for config in (ours, theirs))
+    for a, b in zip(mine, others, strict=True):
+        assert {**b, "_target_": b["_target_"].rpartition(".")[2]} == a
+
+
 RUN_ELSEWHERE = """
 import importlib, json, pathlib, pkgutil, pydoc, sys
 
@@ -337,7 +360,8 @@ def test_declared_packages_are_those_that_are_imported(bundle, tmp_path):
     targets = {value for content in configs(bundle).values() for path, value in walk(content) if "_target_" in path}
     needed = {package for target, package in NEEDED_BY.items() if target in targets}
     needed |= {"monai", "torch", "numpy", "fire"}
-    assert {canonicalize_name(name) for name in declared_packages(bundle)} == imported | needed
+    declared = {*declared_packages(bundle), *configs(bundle)["metadata.json"].get("dicomseg_packages_version", ())}
+    assert {canonicalize_name(name) for name in declared} == imported | needed
 
 
 def test_packing_twice_gives_the_same_bytes(bundle, tmp_path):

@@ -23,6 +23,7 @@ from monai.fl.utils.constants import ExtraItems
 from monai.fl.utils.exchange_object import ExchangeObject
 
 from scripts.common.errors import reason
+from scripts.common.grids import GridArray
 from tests.conftest import (
     ROOT,
     SHARED_DATA,
@@ -33,6 +34,8 @@ from tests.conftest import (
     training_settings,
     weights,
 )
+from tests.scripts.io.dicom_files import editing
+from tests.scripts.io.dicom_readers import rtstruct_masks, seg_labels
 
 BUNDLE = "swin_bob_btcv"
 CONFIGS = ROOT / "bundles" / BUNDLE / "configs"
@@ -363,6 +366,28 @@ def test_dicom_series_is_segmented_on_its_own_grid(trained, tmp_path):
     pred = nib.load(tmp_path / "ct_dicom_seg.nii.gz")
     assert pred.shape == (512, 512, 20)
     np.testing.assert_allclose(np.sort(pred.header.get_zooms()), [0.9765625, 0.9765625, 2.0], atol=1e-4)
+
+
+@pytest.mark.parametrize("output_format", ["dicomseg", "rtstruct"])
+def test_dicom_results_of_a_real_series_hold_the_voxels_of_the_nifti_file(trained, series, tmp_path, output_format):
+    editing(None, StudyInstanceUID="1.2.3", SeriesInstanceUID="1.2.4")(series)
+    infer(trained, series, tmp_path / "out", output_format=output_format)
+    assert (tmp_path / "out" / "volumes.csv").is_file()
+    image = nib.load(tmp_path / "out" / "series_seg.nii.gz")
+    grid = GridArray(np.asarray(image.dataobj), image.affine)
+    assert len(np.unique(grid.array)) > 1
+    if output_format == "dicomseg":
+        np.testing.assert_array_equal(seg_labels(tmp_path / "out" / "series_seg.dcm", grid.affine), grid.array)
+    else:
+        masks = rtstruct_masks(tmp_path / "out" / "series_rtstruct.dcm", grid.grid)
+        for class_id, mask in enumerate(masks.values(), start=1):
+            np.testing.assert_array_equal(mask, grid.array == class_id)
+
+
+def test_dicom_result_of_nifti_input_is_refused_before_the_first_case(torso_data, trained, tmp_path):
+    said = refusal(infer, trained, torso_data / "imagesTs", tmp_path / "out", output_format="dicomseg")
+    assert "output_format dicomseg needs DICOM series, but " in said
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
 def test_four_parts_alone_give_the_label_map_of_the_bundle(torso_data, trained, segmented, tmp_path):

@@ -83,7 +83,7 @@ def test_dicom_folder_is_segmented(server, packed, series, tmp_path):
     assert_same_label_map(server.infer(BTCV, str(series), **OF_FOLDER).image, expected)
 
 
-@pytest.mark.xfail(strict=True, reason="numba finds compiled functions by their module, scripts, which the server unloads")
+@pytest.mark.xfail(strict=True, reason="numba needs the module scripts, which the server unloads")
 def test_server_starts_with_the_label_filter_beside_the_others(label_python, packed, label_filter, studies, tmp_path):
     with LabelServer(label_python, tmp_path, [packed / BTCV, label_filter], studies) as server:
         assert BTCV in server.info()["models"]

@@ -13,6 +13,7 @@ from scripts.common.errors import InputError
 from scripts.solf.filter import LabelFilter
 from tools import pack as pack_module
 from tools.pack import ROOT, main, named_modules, pack, packed_modules
+from tools.verify import verify
 
 
 def names(files):
@@ -120,6 +121,23 @@ def test_weights_are_packed_only_when_asked(bundle, tmp_path):
     for weights in (True, False):
         with zipfile.ZipFile(pack(bundle, tmp_path, weights=weights)) as archive:
             assert ("solf_filter/models/model.pt" in archive.namelist()) is weights
+
+
+def test_weights_of_a_file_are_packed_as_those_of_the_bundle(tmp_path):
+    torch.save(fitted_state(), tmp_path / "fitted.pt")
+    options = ["solf_filter", "--out", str(tmp_path), "--weights-file", str(tmp_path / "fitted.pt")]
+    assert main(options) == 0
+    (path,) = tmp_path.glob("*.zip")
+    with zipfile.ZipFile(path) as archive:
+        assert archive.read("solf_filter/models/model.pt") == (tmp_path / "fitted.pt").read_bytes()
+    assert verify(path) == []
+
+
+def test_weights_of_a_file_need_one_bundle_and_must_be_there(tmp_path, caplog):
+    assert main(["--out", str(tmp_path / "out"), "--weights-file", "x.pt"]) == 2
+    assert main(["solf_filter", "--out", str(tmp_path / "out"), "--weights-file", "x.pt"]) == 2
+    assert caplog.messages[0] == "error: x.pt: weights of one bundle; give its name alone."
+    assert caplog.messages[1].endswith("x.pt: missing")
 
 
 def test_folder_that_is_not_a_bundle_is_refused(tmp_path):

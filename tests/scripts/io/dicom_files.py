@@ -10,17 +10,22 @@ SHAPE = (10, 8, 6)
 SPACING_MM = (1.5, 2.0, 3.0)
 
 
-def write_series(folder, *, n=SHAPE[2], **elements):
-    """Write an oblique CT series of random HU whose InstanceNumbers run against its positions."""
+OBLIQUE = ((1, 0, 0), (0, 0.8, 0.6))
+"""Directions of rows and columns."""
+
+
+def write_series(folder, *, n=SHAPE[2], size=SHAPE[:2], axes=OBLIQUE, **elements):
+    """Write a CT series of random HU whose InstanceNumbers run against its positions."""
     folder.mkdir(parents=True, exist_ok=True)
-    for index, hu in enumerate(np.random.default_rng(0).integers(-1000, 1000, (n, SHAPE[1], SHAPE[0]))):
+    step_mm = np.cross(*axes) * SPACING_MM[2]
+    for index, hu in enumerate(np.random.default_rng(0).integers(-1000, 1000, (n, *size[::-1]))):
         header = _header()
         header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{index + 1}"
         header.InstanceNumber = n - index
-        header.ImagePositionPatient = [-5.0, 7.0 - 0.6 * SPACING_MM[2] * index, 100.0 + 0.8 * SPACING_MM[2] * index]
-        header.ImageOrientationPatient = [1, 0, 0, 0, 0.8, 0.6]
+        header.ImagePositionPatient = [round(value, 9) for value in np.array([-5.0, 7.0, 100.0]) + index * step_mm]
+        header.ImageOrientationPatient = [round(value, 12) for axis in axes for value in axis]
         header.PixelSpacing = [SPACING_MM[1], SPACING_MM[0]]
-        header.Rows, header.Columns = SHAPE[1], SHAPE[0]
+        header.Columns, header.Rows = size
         header.BitsAllocated, header.BitsStored, header.HighBit, header.PixelRepresentation = 16, 16, 15, 1
         header.RescaleSlope, header.RescaleIntercept = 1, -24
         header.PixelData = (hu + 24).astype("<i2").tobytes()
@@ -35,7 +40,7 @@ def _header():
     header.file_meta = FileMetaDataset()
     header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     header.SOPClassUID = header.file_meta.MediaStorageSOPClassUID = CTImageStorage
-    header.SeriesInstanceUID, header.FrameOfReferenceUID = "1.2.3", "1.2.4"
+    header.SeriesInstanceUID, header.FrameOfReferenceUID, header.StudyInstanceUID = "1.2.3", "1.2.4", "1.2.5"
     header.Modality, header.PhotometricInterpretation, header.SamplesPerPixel = "CT", "MONOCHROME2", 1
     return header
 
