@@ -89,7 +89,7 @@ def test_required_versions_are_those_of_requirements(bundle):
         "torch": metadata["pytorch_version"],
         "numpy": metadata["numpy_version"],
         **metadata["required_packages_version"],
-        **metadata.get("optional_packages_version", {}),
+        **metadata.get("optional_packages", {}),
     }
     assert wanted == {name: pinned[name] for name in wanted}
     assert version("monai") == wanted["monai"]
