@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -123,6 +124,8 @@ def compile_graph(openvino: ModuleType, graph: Any, precision: str) -> Callable[
 
 
 def _openvino() -> ModuleType:
+    """Import OpenVINO without `openvino_telemetry`, which reports conversions to Intel; it has a stub in its place."""
+    sys.modules.setdefault("openvino_telemetry", None)
     try:
         return import_module("openvino")  # optional
     except ImportError as error:

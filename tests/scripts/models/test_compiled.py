@@ -98,6 +98,12 @@ def test_missing_file_and_missing_openvino_say_what_to_do(tmp_path, monkeypatch)
         CompiledNetwork(tmp_path / "model.ov")
 
 
+def test_conversion_reports_nothing_to_anyone(files):
+    from openvino.tools.ovc import convert_impl, telemetry_utils
+
+    assert {module.tm.__name__ for module in (convert_impl, telemetry_utils)} == {"openvino.tools.ovc.telemetry_stub"}
+
+
 def test_overlay_makes_the_compiled_network(files):
     from tests.bundles.test_contract import BUNDLES
 
