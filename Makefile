@@ -5,6 +5,8 @@ CLIENTS := .venv-clients
 INSTALLED := $(VENV)/installed
 RUN := $(VENV)/bin/python
 export PYTHONDONTWRITEBYTECODE := 1
+# threads that wait for others sleep: spinning, they would take the cores from those that compute
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: help setup demo test test-hostile test-clients lint format bench bundles release clean
 

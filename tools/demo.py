@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from typing import Any
 
 import pandas as pd
 
+from scripts.common.threads import SETTINGS
 from tools.phantom import write_cohort
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,7 +64,8 @@ def run(settings: dict[str, Any], *configs: str, bundle: Path = BUNDLE) -> None:
         words += [f"--{key}", str(value) if isinstance(value, str | bool) else json.dumps(value)]
     typed = [word if PLAIN_WORD.fullmatch(word) else f'"{word}"' for word in words]
     logger.info("\n$ cd %s; %s\n", bundle.relative_to(ROOT), " ".join(typed).replace("$", "\\$"))
-    done = subprocess.run([sys.executable, *words[1:]], cwd=bundle, check=False)
+    environment = {**SETTINGS, **os.environ}
+    done = subprocess.run([sys.executable, *words[1:]], cwd=bundle, env=environment, check=False)
     if done.returncode:
         raise SystemExit(f"the command above failed with exit code {done.returncode}")
 

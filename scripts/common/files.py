@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -71,6 +72,12 @@ def write_table(table: pd.DataFrame, path: str | os.PathLike[str], *, decimals: 
     """Write a table as CSV atomically; see `atomic_path`."""
     with atomic_path(path) as temporary:
         table.to_csv(temporary, index=False, float_format=f"%.{decimals}f", lineterminator="\n")
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> list[Path]:

@@ -16,7 +16,7 @@ from ignite.engine import Engine, Events
 
 from scripts.common.command_line import given_settings
 from scripts.common.errors import InputError, is_bundle_run
-from scripts.common.files import write_json
+from scripts.common.files import file_sha256, write_json
 from scripts.common.ranks import is_rank0
 from scripts.inference.case_handler import CaseHandler, case_name, decollated, gather_cases, record_case, source_path
 
@@ -93,12 +93,6 @@ class RunManifest(CaseHandler):
     def _write(self) -> None:
         if is_rank0():
             write_json(self.path, {"runs": self._runs})
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sha256_if_any(path: Path) -> str | None:

@@ -23,6 +23,8 @@ _CONSTANTS = ("relative_position_index", _MARKER)  # computed, not trained
 def load_weights(network: torch.nn.Module, path: str | Path) -> None:
     """Load weights that fit exactly, in place.
 
+    A network with a method `check_weights_file(path)` holds its weights already and only checks where they are from.
+
     Args:
         network: any network, possibly wrapped for distributed training.
         path: file of its weights.
@@ -39,9 +41,13 @@ def load_weights(network: torch.nn.Module, path: str | Path) -> None:
     >>> torch.equal(network.weight, trained.weight)
     True
     """
-    network, state = unwrapped(network), load_state_dict_file(path)
+    network = unwrapped(network)
+    if hasattr(network, "check_weights_file"):
+        return network.check_weights_file(Path(path))
+    state = load_state_dict_file(path)
     check_state_dict(network, state, path)
     network.load_state_dict(state)
+    return None
 
 
 def check_state_dict(network: torch.nn.Module, state: _State, path: str | Path) -> None:

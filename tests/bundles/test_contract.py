@@ -63,6 +63,8 @@ def bases(bundle, name):
         return ["inference.json" if "evaluate" in name else "train.json"]
     if name.endswith("train.json") or "evaluate" in name:
         return ["train.json"]
+    if name == "inference_cpu.json":
+        return ["inference.json"]
     return ["train.json", "inference.json"]
 
 
@@ -95,7 +97,7 @@ def test_required_versions_are_those_of_requirements(bundle):
         "torch": metadata["pytorch_version"],
         "numpy": metadata["numpy_version"],
         **metadata["required_packages_version"],
-        **metadata.get("dicomseg_packages_version", {}),
+        **metadata.get("optional_packages", {}),
     }
     assert wanted == {name: pinned[name] for name in wanted}
     assert version("monai") == wanted["monai"]
@@ -145,6 +147,11 @@ def test_network_maps_the_declared_input_to_the_declared_output(bundle, tmp_path
     name = "inference.json"
     small = {key: value for key, value in tiny(bundle).items() if key.startswith("network_def")}
     verify_net_in_out("network_def", str(folder / "metadata.json"), str(folder / name), device="cpu", **small)
+
+
+def test_overlay_for_the_cpu_is_the_same_in_all_bundles():
+    found = [(bundle / "configs" / "inference_cpu.json") for bundle in BUNDLES]
+    assert len({path.read_text() for path in found if path.is_file()}) == 1
 
 
 def test_configs_are_formatted(bundle):
@@ -360,7 +367,7 @@ def test_declared_packages_are_those_that_are_imported(bundle, tmp_path):
     targets = {value for content in configs(bundle).values() for path, value in walk(content) if "_target_" in path}
     needed = {package for target, package in NEEDED_BY.items() if target in targets}
     needed |= {"monai", "torch", "numpy", "fire"}
-    declared = {*declared_packages(bundle), *configs(bundle)["metadata.json"].get("dicomseg_packages_version", ())}
+    declared = {*declared_packages(bundle), *configs(bundle)["metadata.json"].get("optional_packages", ())}
     assert {canonicalize_name(name) for name in declared} == imported | needed
 
 

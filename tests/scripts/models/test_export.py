@@ -5,6 +5,8 @@ import pytest
 import torch
 from monai.data import load_net_with_metadata
 
+from scripts.models import export
+from scripts.models.compiled import CompiledNetwork
 from scripts.models.export import main
 from tests.scripts.models.tiny_networks import TINY_NETWORK, saved, state_of, tiny
 
@@ -23,8 +25,8 @@ def bundle(tmp_path):
     return tmp_path
 
 
-def run(bundle):
-    return main([str(bundle / name) for name in ("inference.json", "model.pt", "model.ts")])
+def run(bundle, target="model.ts", *settings):
+    return main([*(str(bundle / name) for name in ("inference.json", "model.pt", target)), *settings])
 
 
 def test_exported_network_predicts_the_same_and_refuses_other_sizes(bundle):
@@ -53,3 +55,21 @@ def test_network_without_windows_is_refused(bundle, caplog):
     assert run(bundle) == 2
     (record,) = (record for record in caplog.records if record.levelno == logging.ERROR)
     assert record.message.endswith("inference.json: has no patch_size; only networks of windows are exported.")
+
+
+def test_compiled_network_is_compared_and_takes_settings(bundle, caplog):
+    caplog.set_level(logging.INFO)
+    assert run(bundle, "model.ov", "--patch_size", "[64,32,32]") == 0
+    assert CompiledNetwork(bundle / "model.ov").window == (1, 64, 32, 32)
+    assert "the logits differ by at most" in caplog.text
+
+
+def test_wrong_graph_and_wrong_arguments_are_refused(bundle, caplog, monkeypatch):
+    monkeypatch.setattr(export, "export_compiled", lambda *_: tiny(seed=1))
+    assert run(bundle, "model.ov") == 2
+    assert "it cannot be exported" in caplog.records[-1].message
+    assert run(bundle, "model.onnx") == 2
+    assert "give a path that ends in .ts (TorchScript) or .ov (OpenVINO)" in caplog.records[-1].message
+    assert run(bundle, "model.ov", "--patch_siz", "[64,64,64]") == 2
+    assert "did you mean --patch_size" in caplog.records[-1].message
+    assert not (bundle / "model.ov").exists()
