@@ -57,8 +57,8 @@ def _layout(
 
 
 FULL = _layout(224, (168, 174, 174, 174, 162, 156), (64, 44, 44, 44, 72, 64), (3, 4.5, 4.5, 4.5, 3.5, 4), 2.232)
-SMALL = _layout(44, (34, 36, 36, 36, 32, 30), (16, 16, 16, 16, 16, 16), (12,) * 6, 11.0)
-"""A fifth of the pixels and a quarter of the slices, all 12 mm apart."""
+SMALL = _layout(44, (34, 36, 36, 36, 32, 30), (11,) * 6, (18,) * 6, 11.0)
+"""A fifth of the pixels, slices 18 mm apart, every station on one grid."""
 
 
 def body(points_mm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

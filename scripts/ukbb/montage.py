@@ -55,9 +55,8 @@ def write_montage(
     left = _MARGIN_PX
     for name, panel in panels:
         draw.text((left, _TITLE_PX), name, fill=_TEXT)
-        if "coronal" in name:
-            draw.text((left, 2 * _TITLE_PX + 2), "R", fill=_TEXT)
         sheet.paste(panel, (left, 2 * _TITLE_PX))
+        draw.text((left, 2 * _TITLE_PX + 2), "R" if "coronal" in name else "A", fill=_TEXT)
         left += panel.width + _MARGIN_PX
     with atomic_path(path) as temporary:
         sheet.save(temporary, format="PNG", optimize=True)
