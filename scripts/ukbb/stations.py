@@ -22,6 +22,7 @@ REPEAT_SECONDS = 10.0
 """Series of one scan are stored within less; the next scan ends later."""
 MAX_SEAM_MM = 30.0
 """Distance between neighbours that do not overlap; a missing station leaves more than 100 mm."""
+_STEP_MM, _OVERLAP_MM = 190.0, 36.0  # from one station of the protocol to the next, about
 _SAME_STATION = 0.5  # share of the shorter series; neighbours overlap by about 0.2
 
 
@@ -176,17 +177,21 @@ def _numbered(stations: Sequence[Station]) -> tuple[list[Station], bool]:
         The stations in the same order, and whether other numbers fit as well.
     """
     down = list(reversed(stations))
-    touching = [lower.ends_mm[1] + MAX_SEAM_MM > upper.ends_mm[0] for upper, lower in pairwise(down)]
+    absent = [_absent_between(upper, lower) for upper, lower in pairwise(down)]
 
     def misfits(chosen: tuple[int, ...]) -> int:
         held = [(s.breath_hold, BREATH_HOLDS[n - 1]) for s, n in zip(down, chosen, strict=True)]
-        steps = zip(pairwise(chosen), touching, strict=True)
-        return sum(own not in (None, usual) for own, usual in held) + sum(
-            (b - a == 1) != near for (a, b), near in steps
-        )
+        steps = zip(pairwise(chosen), absent, strict=True)
+        return sum(own not in (None, usual) for own, usual in held) + sum(abs(b - a - 1 - n) for (a, b), n in steps)
 
     choices = list(combinations(range(1, len(BREATH_HOLDS) + 1), len(down))) or [tuple(range(1, len(down) + 1))]
     ranks = [misfits(chosen) if len(choices) > 1 else 0 for chosen in choices]
     best = choices[ranks.index(min(ranks))]
     numbered = [replace(station, number=number) for station, number in zip(down, best, strict=True)]
     return numbered[::-1], ranks.count(min(ranks)) > 1
+
+
+def _absent_between(upper: Station, lower: Station) -> int:
+    """Return how many stations fit into the gap between two."""
+    gap_mm = upper.ends_mm[0] - lower.ends_mm[1]
+    return max(1, round((gap_mm + _OVERLAP_MM) / _STEP_MM)) if gap_mm > MAX_SEAM_MM else 0

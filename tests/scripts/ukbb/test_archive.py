@@ -95,7 +95,10 @@ BAD = {
         lambda p, o: rewritten(p, o, extra=[("big.dcm", bytes(module.MAX_ENTRY_BYTES + 1))]),
         f"big.dcm unpacks to {module.MAX_ENTRY_BYTES + 1} bytes, no slice has more than",
     ),
-    "cut slice": (lambda p, o: rewritten(p, o, change=lambda i, c: (i.filename, c[:300])), "cannot be read"),
+    "cut slice": (
+        lambda p, o: rewritten(p, o, change=lambda i, c: (i.filename, c[:300])),
+        "its series are without a name",
+    ),
     "no slices": (
         lambda p, o: zipfile.ZipFile(o, "w").close(),
         "it holds no DICOM files; give archives of field 20201",

@@ -45,7 +45,7 @@ def test_more_stations_than_the_protocol_has_are_counted():
 
 def test_no_whole_station_is_refused(archive, stations):
     path = archive([{"F": stations[0]["F"], "in": stations[0]["in"]}])
-    with pytest.raises(InputError, match="no station is whole .station at -180 to 0 mm: no water, no opposed_phase"):
+    with pytest.raises(InputError, match=r"no station is whole .station at -180 to 0 mm: no water, no opposed_phase"):
         find_stations(read_series(path)[0], Path(path))
 
 
