@@ -17,6 +17,7 @@ from scripts.common.errors import InputError
 from scripts.common.files import atomic_path, write_json
 from scripts.common.grids import Grid
 from scripts.common.names import printable
+from scripts.data.plausibility import orientation_signs
 from scripts.ukbb.archive import CHANNELS, read_series
 from scripts.ukbb.bias import bias_field
 from scripts.ukbb.montage import write_montage
@@ -127,6 +128,7 @@ def stitch(path: Path, options: Options) -> Stitched:
     if options.n4:
         channels /= np.where(covered, bias_field(channels[CHANNELS.index("in_phase")], _spacing_mm(grid)), 1)
     found = gaps(covered)
+    notes += [f"orientation: {sign}" for sign in orientation_signs(channels[CHANNELS.index("in_phase")], grid.affine)]
     facts = {
         "channels": list(CHANNELS),
         "shape": list(grid.shape),
