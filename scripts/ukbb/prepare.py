@@ -83,7 +83,13 @@ def prepare_ukbb(
             write_counts(out_dir, cohort, failed=len(failures))
         else:
             write_tables(out_dir, cohort)
-    logger.info("prepared %d of %d archives: %s", len(cohort), len(cases), out_dir)
+    found = {
+        "without some station": sum(bool(facts["missing_stations"]) for facts in cohort),
+        "with exchanged fat and water": sum(bool(facts["swapped_stations"]) for facts in cohort),
+        "with notes": sum(bool(facts["notes"]) for facts in cohort),
+    }
+    counts = ", ".join(f"{count} {what}" for what, count in found.items())
+    logger.info("prepared %d of %d archives, %s: %s", len(cohort), len(cases), counts, out_dir)
     return failures
 
 

@@ -9,10 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy.ndimage import binary_fill_holes, distance_transform_edt
 
+from scripts.ukbb.archive import CHANNELS
 from scripts.ukbb.stitching import Block, overlap, tissue
 
-MAX_RESIDUAL = 0.25
-"""Of fat + water against in-phase, and |water - fat| against opposed-phase, relative to in-phase."""
+MAX_RESIDUAL = 0.15
+"""Of fat + water against in-phase, and |water - fat| against opposed-phase, relative to in-phase, on average."""
 _SKIN_MM, _RIM_MM = 4.0, 14.0  # depth: skin and partial volumes, then subcutaneous fat
 _SLICE_STEP = 4
 
@@ -48,10 +49,9 @@ def find_swaps(blocks: Sequence[Block], numbers: Sequence[int], pixel_mm: Sequen
         pixel_mm: (2,) voxel size across the body.
     """
     residuals, rims = [residual(block) for block in blocks], [rim(block, pixel_mm) for block in blocks]
-    notes = [
-        _misfit(block, number) for block, number, r in zip(blocks, numbers, residuals, strict=True) if r > MAX_RESIDUAL
-    ]
-    sound = [r <= MAX_RESIDUAL for r in residuals]
+    misfits = [_misfit(block) for block in blocks]
+    notes = [f"station {number}: {misfit}" for number, misfit in zip(numbers, misfits, strict=True) if misfit]
+    sound = [not misfit for misfit in misfits]
     links = [
         disagreement(*pair) if all(both) else None for pair, both in zip(pairwise(blocks), pairwise(sound), strict=True)
     ]
@@ -64,12 +64,22 @@ def find_swaps(blocks: Sequence[Block], numbers: Sequence[int], pixel_mm: Sequen
     return SwapFindings(swapped, residuals, rims, notes)
 
 
+def channel_signs(channels: np.ndarray, pixel_mm: Sequence[float]) -> list[str]:
+    """Return the signs that the channels of a stitched volume are not in the order of `CHANNELS`; none if it fits.
+
+    Args:
+        channels: (4, X, Y, Z), X and Y across the body.
+        pixel_mm: (2,) voxel size along X and Y.
+    """
+    box = tuple(slice(0, n) for n in channels.shape[1:])
+    block = Block(box, {name: channel.astype(np.float32) for name, channel in zip(CHANNELS, channels, strict=True)})
+    exchanged_all = "water lies below the skin; fat and water may be exchanged" if rim(block, pixel_mm) < 0 else ""
+    return list(filter(None, [_misfit(block) or exchanged_all]))
+
+
 def residual(block: Block) -> float:
     """Return how far the contrasts are from what two-point Dixon gives, relative to the in-phase intensity."""
-    fat, water, together, opposed = _in_tissue(block)
-    scale = max(float(np.median(together)), 1e-6)
-    errors = (np.abs(fat + water - together), np.abs(np.abs(water - fat) - opposed))
-    return max(float(np.median(error)) for error in errors) / scale
+    return _error(*_in_tissue(block))
 
 
 def rim(block: Block, pixel_mm: Sequence[float]) -> float:
@@ -106,19 +116,28 @@ def _in_tissue(block: Block) -> list[np.ndarray]:
     return [block.values[name][shown] for name in ("fat", "water", "in_phase", "opposed_phase")]
 
 
-def _misfit(block: Block, number: int) -> str:
-    """Describe a station whose contrasts do not fit the arithmetic."""
+def _error(fat: np.ndarray, water: np.ndarray, together: np.ndarray, opposed: np.ndarray) -> float:
+    errors = (np.abs(fat + water - together), np.abs(np.abs(water - fat) - opposed))
+    return max(float(error.mean()) for error in errors) / max(float(together.mean()), 1e-6)
+
+
+def _fits(fat: np.ndarray, water: np.ndarray, together: np.ndarray, opposed: np.ndarray) -> bool:
+    """Return whether images obey the arithmetic; in-phase is never the darker one, even where fat is scarce."""
+    return _error(fat, water, together, opposed) <= MAX_RESIDUAL and together.mean() > opposed.mean()
+
+
+def _misfit(block: Block) -> str:
+    """Describe contrasts that do not fit the arithmetic; "" if they do."""
     fat, water, together, opposed = _in_tissue(block)
-    names = {"in-phase and opposed-phase are": (fat, water, opposed, together)}
-    names |= {
-        "fat and in-phase are": (together, water, fat, opposed),
-        "water and in-phase are": (fat, together, water, opposed),
+    if _fits(fat, water, together, opposed):
+        return ""
+    others = {
+        "in-phase and opposed-phase": (fat, water, opposed, together),
+        "fat and in-phase": (together, water, fat, opposed),
+        "water and in-phase": (fat, together, water, opposed),
     }
-    for pair, (f, w, i, o) in names.items():
-        errors = (np.abs(f + w - i), np.abs(np.abs(w - f) - o))
-        if max(float(np.median(error)) for error in errors) <= MAX_RESIDUAL * max(float(np.median(i)), 1e-6):
-            return f"station {number}: {pair} exchanged"
-    return f"station {number}: in-phase is not fat + water, or opposed-phase not their difference"
+    found = next((f"{pair} are exchanged" for pair, images in others.items() if _fits(*images)), "")
+    return found or "in-phase is not fat + water, or opposed-phase not their difference"
 
 
 def _chains(links: Sequence[bool | None]) -> list[tuple[int, int]]:

@@ -240,7 +240,7 @@ def test_field_of_the_in_phase_image_corrects_all_channels(sound, monkeypatch):
     whole, given = stitch(sound, OWN_GRID), []
 
     def field(in_phase, spacing_mm):
-        given.extend([in_phase, spacing_mm])
+        given.extend([in_phase.copy(), spacing_mm])
         return np.where(np.arange(51) < 20, 2, 1).astype(np.float32)[None, None]
 
     monkeypatch.setattr(module, "bias_field", field)

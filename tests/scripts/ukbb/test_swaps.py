@@ -1,8 +1,11 @@
+from itertools import permutations
+
 import numpy as np
 import pytest
 
+from scripts.ukbb.archive import CHANNELS
 from scripts.ukbb.stitching import Block
-from scripts.ukbb.swaps import disagreement, exchanged, find_swaps, residual, rim
+from scripts.ukbb.swaps import channel_signs, disagreement, exchanged, find_swaps, residual, rim
 
 PIXEL_MM = (4.0, 4.0)
 
@@ -78,3 +81,9 @@ def test_stations_apart_are_not_compared():
     assert disagreement(block(0), block(40)) is None
     assert disagreement(block(0), block(6)) is False
     assert disagreement(block(0), exchanged(block(6))) is True
+
+
+@pytest.mark.parametrize("order", permutations(range(4)))
+def test_every_wrong_order_of_channels_is_told(order):
+    channels = np.stack([block(0).values[CHANNELS[n]] for n in order])
+    assert bool(channel_signs(channels, PIXEL_MM)) == (order != (0, 1, 2, 3))
