@@ -21,7 +21,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 from tools.phantom_parts import column
 
 PARTS = ("F", "W", "in", "opp")
-_CSV_HEAD = ("filename", "patientid", "studyid", "seriesid", "series discription", "date")
+_CSV_HEAD = ("filename", "patientid", "studyid", "seriesid", "series", "date")
 Intensities = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Takes points (3, ...) in mm towards right, front and head; returns fat and water there."""
 

@@ -6,17 +6,11 @@ right in MRI. `benchmarks/orientation_gate.py` measures what is found.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Hashable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import nibabel as nib
 import numpy as np
-from monai.config import KeysCollection
-from monai.transforms import MapTransform
 from scipy import ndimage
-
-from scripts.common.errors import InputError
 
 Kind = Literal["HU", "MR", "normalized", "unknown"]
 KINDS: tuple[Kind, ...] = ("HU", "MR", "normalized", "unknown")
@@ -28,31 +22,6 @@ _LUNG_SHARE, _LUNG_LEAD = 0.03, 3.0
 _FLAT_LEAD, _BONE_MM = 1.3, 8.0
 _OBLIQUE_DEG = 30.0
 _WORKING_MM = 4.0
-logger = logging.getLogger(__name__)
-
-
-class WarnImplausibled(MapTransform):
-    """Log a warning for each sign that an image of the torso is not what it says; see `implausible`.
-
-    Args:
-        keys: keys of the images, (C, X, Y, Z) MetaTensors, of which the first channel is looked at.
-        kind: the kind of intensities that the network needs; None for any.
-        allow_missing_keys: skip keys that the case lacks.
-    """
-
-    def __init__(self, keys: KeysCollection, *, kind: Kind | None = None, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-        if kind not in (None, *KINDS):
-            raise InputError(f"kind is {kind!r}: give one of {', '.join(KINDS)}.")
-        self.kind = kind
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        for key in self.key_iterator(data):
-            image = data[key]
-            name = image.meta.get("case") or image.meta.get("filename_or_obj", key)
-            for sign in implausible(image[0].cpu().numpy(), np.asarray(image.affine), kind=self.kind):
-                logger.warning("%s: %s", name, sign)
-        return dict(data)
 
 
 def implausible(volume: np.ndarray, affine: np.ndarray, *, kind: Kind | None = None) -> list[str]:

@@ -166,7 +166,10 @@ def gaps(covered: np.ndarray) -> list[tuple[int, int]]:
 def as_integers(channels: np.ndarray) -> np.ndarray:
     """Round intensities to int16, or to uint16 if they are too large for that; negative ones become 0."""
     dtype = np.int16 if channels.max(initial=0) < np.iinfo(np.int16).max else np.uint16
-    return np.clip(np.rint(channels), 0, np.iinfo(dtype).max).astype(dtype)
+    integers = np.empty(channels.shape, dtype)
+    for channel, into in zip(channels, integers, strict=True):  # one float copy at a time
+        into[...] = np.clip(np.rint(channel), 0, np.iinfo(dtype).max)
+    return integers
 
 
 def mm_of(grid: Grid, slices: tuple[int, int]) -> list[float]:

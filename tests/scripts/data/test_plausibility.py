@@ -3,10 +3,8 @@
 import nibabel as nib
 import numpy as np
 import pytest
-from monai.data import MetaTensor
 
-from scripts.common.errors import InputError
-from scripts.data.plausibility import WarnImplausibled, affine_signs, implausible, intensity_kind, orientation_signs
+from scripts.data.plausibility import affine_signs, implausible, intensity_kind, orientation_signs
 from tests.conftest import SHARED_DATA
 from tools.torso import DEFAULT_SPACING_MM, torso_phantom
 
@@ -89,13 +87,3 @@ def test_lost_and_oblique_affines_are_told():
 
 def test_empty_image_is_told():
     assert "shows no body" in orientation_signs(np.zeros((20, 20, 20)), AFFINE)
-
-
-def test_transform_warns_and_changes_nothing(torso, caplog):
-    image = MetaTensor(np.flip(torso, 0)[None].copy(), affine=AFFINE, meta={"case": "p1"})
-    given = {"image": image, "other": 3}
-    assert WarnImplausibled("image", kind="MR")(given) == given
-    assert "p1: intensities look like HU, expected MR" in caplog.text
-    assert "p1: the liver seems to lie on the left" in caplog.text
-    with pytest.raises(InputError, match="kind is 'CT': give one of HU, MR, normalized, unknown"):
-        WarnImplausibled("image", kind="CT")

@@ -96,6 +96,6 @@ def test_oblique_stations_keep_their_directions():
 
 @pytest.mark.parametrize(("highest", "dtype"), [(4095.4, np.int16), (40000, np.uint16), (90000, np.uint16)])
 def test_integers_hold_the_highest_intensity(highest, dtype):
-    found = as_integers(np.array([-3, 1.6, highest], np.float32))
+    found = as_integers(np.array([[-3, 1.6, highest]], np.float32))[0]
     assert found.dtype == dtype
     assert found.tolist() == [0, 2, min(round(highest), 65535)]
