@@ -13,7 +13,7 @@ LAYERS = (
     {"inference"},
     {"data"},
     {"training", "scoring", "preview", "etta"},
-    {"brats", "solf"},
+    {"brats", "solf", "ukbb"},
 )
 PACKAGES = sorted(path.name for path in (ROOT / "scripts").iterdir() if (path / "__init__.py").is_file())
 

@@ -13,14 +13,13 @@ import math
 import os
 import re
 import shutil
-import stat
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO
 
 import nibabel as nib
@@ -30,6 +29,7 @@ from tqdm import tqdm
 from scripts.common.errors import InputError, raise_all, reason
 from scripts.common.files import atomic_path, remove_leftovers, write_text
 from scripts.common.locks import FolderLock
+from scripts.io.archives import unreadable_entry, unsafe_entry
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,6 @@ MAX_FILE_BYTES = 1 << 30  # ten times the largest BTCV scan, 512 x 512 x 198 vox
 _PADDING_BYTES = 1 << 20  # after the last voxel
 _CHUNK_BYTES = 1 << 20
 _DAMAGED = (gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, EOFError, HeaderDataError, NotImplementedError)
-_ENCRYPTED = 0x1 | 0x40  # flag bits of traditional and strong encryption
 _EXPECTED = re.compile(r"(?:.*/)?(Training/img/img|Training/label/label|Testing/img/img)(\d{4})\.nii\.gz", re.ASCII)
 _FOLDERS = {
     "Training/img/img": "imagesTr/img",
@@ -123,38 +122,18 @@ def _prepare(members: dict[str, _Member], source: Path, out_dir: Path) -> Path:
 def _zip_members(archive: zipfile.ZipFile, source: Path) -> dict[str, _Member]:
     members: dict[str, _Member] = {}
     for info in archive.infolist():
-        _refuse_unsafe(info, source)
+        if problem := unsafe_entry(info):
+            raise InputError(f"{source}: {problem}; this is not Synapse's RawData.zip, download that")
         target = _target(info.filename)
         if target is None:
             continue
         if target in members:
             raise InputError(f"{source}: {info.filename} and {members[target].name} are the same case; keep one")
-        _refuse_unreadable(info, source)
+        if problem := unreadable_entry(info):
+            raise InputError(f"{source}: {problem}; unzip it by hand and give the folder")
         crc = partial(int, info.CRC)
         members[target] = _Member(info.filename, info.file_size, crc, partial(archive.open, info))
     return members
-
-
-def _refuse_unsafe(info: zipfile.ZipInfo, source: Path) -> None:
-    name = info.orig_filename  # `filename` ends at the first NUL
-    kind = stat.S_IFMT(info.external_attr >> 16)
-    path = PurePosixPath(name)
-    drive = re.match(r"[A-Za-z]:", name)
-    if path.is_absolute() or drive or ".." in path.parts or "\\" in name or not name.isprintable():
-        problem = "has an unsafe name"
-    elif kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        problem = "is a link or a device"
-    else:
-        return
-    raise InputError(f"{source}: entry {name!r:.200} {problem}; this is not Synapse's RawData.zip, download that")
-
-
-def _refuse_unreadable(info: zipfile.ZipInfo, source: Path) -> None:
-    if info.flag_bits & _ENCRYPTED:
-        raise InputError(f"{source}: {info.filename} is encrypted; unzip it by hand and give the folder")
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        method = f"is compressed by method {info.compress_type}"
-        raise InputError(f"{source}: {info.filename} {method}; unzip it by hand and give the folder")
 
 
 def _folder_members(source: Path) -> dict[str, _Member]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, RandomizableTransform
@@ -14,7 +16,10 @@ from scripts.common.errors import InputError
 from scripts.common.grids import Grid
 from scripts.common.label_maps import renumber
 from scripts.data.case_checks import LabelSet, label_problems
+from scripts.data.plausibility import KINDS, Kind, implausible
 from scripts.io.nifti import StoredVolume
+
+logger = logging.getLogger(__name__)
 
 
 class CheckLabeld(MapTransform):
@@ -146,3 +151,29 @@ class RandLeftRightFlipd(RandomizableTransform, MapTransform):
             values = self.swapped if key == self.label_key else {}
             d[key] = renumber(torch.flip(d[key], dims=[1]), values)
         return d
+
+
+class WarnImplausibled(MapTransform):
+    """Log a warning for each sign that an image of the torso is not what it says.
+
+    See `scripts.data.plausibility.implausible`.
+
+    Args:
+        keys: keys of the images, (C, X, Y, Z) MetaTensors, of which the first channel is looked at.
+        kind: the kind of intensities that the network needs; None for any.
+        allow_missing_keys: skip keys that the case lacks.
+    """
+
+    def __init__(self, keys: KeysCollection, *, kind: Kind | None = None, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        if kind not in (None, *KINDS):
+            raise InputError(f"kind is {kind!r}: give one of {', '.join(KINDS)}.")
+        self.kind = kind
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        for key in self.key_iterator(data):
+            image = data[key]
+            name = image.meta.get("case") or image.meta.get("filename_or_obj", key)
+            for sign in implausible(image[0].cpu().numpy(), np.asarray(image.affine), kind=self.kind):
+                logger.warning("%s: %s", name, sign)
+        return dict(data)

@@ -1,16 +1,18 @@
-"""Reading DICOM series, one folder each."""
+"""Reading DICOM series: one folder each, or slices in memory."""
 
 from __future__ import annotations
 
 import struct
 from collections import defaultdict
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pydicom
 from pydicom.errors import BytesLengthException, InvalidDicomError
-from pydicom.filereader import read_file_meta_info
+from pydicom.filereader import read_dataset, read_preamble
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from scripts.common.errors import InputError
@@ -25,6 +27,7 @@ TOLERANCE = 1e-4
 _LENGTHS = {"Rows": 1, "Columns": 1, "PixelSpacing": 2, "ImagePositionPatient": 3, "ImageOrientationPatient": 6}
 _OPTIONAL = ("NumberOfFrames", "PhotometricInterpretation", "Modality", "SliceThickness")
 _TAGS = [*_LENGTHS, *_OPTIONAL, "SeriesInstanceUID", "FrameOfReferenceUID", "RescaleSlope", "RescaleIntercept"]
+_PIXEL_TAGS = ("PixelData", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel")
 _CONVERT = "convert the series to NIfTI, for example with dcm2niix"
 _READ_ERRORS = (OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 _READ_ERRORS += (MemoryError, struct.error, BytesLengthException)
@@ -43,10 +46,22 @@ def read_dicom_series(folder: Path) -> StoredVolume:
         InputError: `check_dicom_series` or `check_geometry` refuses the series, it does not fit into memory, or pydicom
             cannot decode it. The message names the folder, or the file if one is the cause.
     """
-    slices = check_dicom_series(folder)
+    return read_volume(check_dicom_series(folder), printable(folder))
+
+
+def read_volume(slices: Sequence[pydicom.Dataset], name: str) -> StoredVolume:
+    """Read the pixels of slices that `check_dicom_series` or `check_slices` returned.
+
+    Args:
+        slices: their headers, or all of them, in order.
+        name: of the series, for messages.
+
+    Raises:
+        InputError: `check_geometry` refuses the grid, it does not fit into memory, or pydicom cannot decode it.
+    """
     grid = series_grid(slices)
-    check_geometry(grid, printable(folder))
-    require_memory_for(grid.shape, np.dtype(np.float32).itemsize, name=printable(folder))
+    check_geometry(grid, name)
+    require_memory_for(grid.shape, np.dtype(np.float32).itemsize, name=name)
     volume = np.empty(grid.shape[::-1], dtype=np.float32)
     for plane, header in zip(volume, slices, strict=True):
         plane[...] = _read_pixels(header)
@@ -73,12 +88,48 @@ def check_dicom_series(folder: Path) -> list[pydicom.Dataset]:
     headers = [header for header in map(_read_header, paths) if header is not None]
     if not headers:
         raise InputError(f"{printable(folder)}: holds no DICOM files; give the folder of a series.")
+    return check_slices(headers, printable(folder))
+
+
+def check_slices(headers: Sequence[pydicom.Dataset], name: str) -> list[pydicom.Dataset]:
+    """Refuse slices that are not one evenly spaced series, and return them in order of their positions.
+
+    Args:
+        headers: of the slices, each with its `filename`.
+        name: of the series, for messages.
+
+    Raises:
+        InputError: as `check_dicom_series`.
+    """
     for header in headers:
         if problem := _slice_problem(header):
             raise InputError(f"{_file(header)}: {problem}.")
-    _check_one_series(folder, headers)
+    _check_one_series(name, headers)
     _check_alike(headers)
-    return _check_gaps(folder, headers)
+    return _check_gaps(name, headers)
+
+
+def parse_slice(content: bytes, name: str, *, tags: Sequence[str] = ()) -> pydicom.Dataset | None:
+    """Parse a DICOM file in memory, with its pixels; None if it has no prefix of DICOM.
+
+    Args:
+        content: of the file.
+        name: of the file, for messages.
+        tags: of elements that are kept besides those that a volume needs.
+
+    Raises:
+        InputError: it is damaged, or deflated as a whole.
+    """
+    try:
+        _refuse_deflated(BytesIO(content))
+        dataset = pydicom.dcmread(BytesIO(content), specific_tags=[*_TAGS, *_PIXEL_TAGS, *tags])
+        list(dataset)
+    except InvalidDicomError:
+        return None
+    except _READ_ERRORS as error:
+        raise InputError(f"{name}: cannot be read ({_one_line(error)}); copy or export the series again.") from error
+    dataset.filename = name
+    return dataset
 
 
 def _file(header: pydicom.Dataset) -> str:
@@ -92,8 +143,8 @@ def _read_header(path: Path) -> pydicom.Dataset | None:
     try:
         if not path.is_file() or path.stat().st_size == 0:
             raise ValueError("it is empty, a broken link or no file")
-        if read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-            raise ValueError("it is deflated as a whole")  # pydicom inflates it before the size is known
+        with path.open("rb") as file:
+            _refuse_deflated(file)
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
         list(header)  # converts the elements: pydicom raises errors of invalid ones when they are used
         return header
@@ -106,7 +157,15 @@ def _read_header(path: Path) -> pydicom.Dataset | None:
         raise InputError(f"{printable(path)}: cannot be read ({why}); copy or export the series again.") from error
 
 
-def _check_one_series(folder: Path, headers: Sequence[pydicom.Dataset]) -> None:
+def _refuse_deflated(file: BinaryIO) -> None:
+    """Raise ValueError if a file is compressed as a whole: pydicom inflates it before the size is known."""
+    read_preamble(file, force=False)
+    meta = read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, *_: tag.group != 2)
+    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        raise ValueError("it is deflated as a whole")
+
+
+def _check_one_series(name: str, headers: Sequence[pydicom.Dataset]) -> None:
     """Refuse slices of several series, or whose positions have different origins."""
     series = defaultdict(list)
     for header in headers:
@@ -114,7 +173,7 @@ def _check_one_series(folder: Path, headers: Sequence[pydicom.Dataset]) -> None:
     if len(series) > 1:
         listed = [f"{len(found)} files such as {printable(Path(found[0].filename).name)}" for found in series.values()]
         raise InputError(
-            f"{printable(folder)}: holds {len(series)} DICOM series by SeriesInstanceUID and FrameOfReferenceUID: "
+            f"{name}: holds {len(series)} DICOM series by SeriesInstanceUID and FrameOfReferenceUID: "
             f"{', '.join(listed)}; put each into its own folder."
         )
 
@@ -167,7 +226,7 @@ def _check_alike(headers: Sequence[pydicom.Dataset]) -> None:
         raise InputError(f"{_file(lacking[0])}: has no RescaleSlope, unlike other slices; export the series again.")
 
 
-def _check_gaps(folder: Path, headers: Sequence[pydicom.Dataset]) -> list[pydicom.Dataset]:
+def _check_gaps(name: str, headers: Sequence[pydicom.Dataset]) -> list[pydicom.Dataset]:
     """Return the slices in order of their positions, and refuse those that do not lie evenly on a line."""
     row, column = _numbers(headers[0], "ImageOrientationPatient").reshape(2, 3)
     normal = np.cross(row, column)
@@ -183,7 +242,7 @@ def _check_gaps(folder: Path, headers: Sequence[pydicom.Dataset]) -> list[pydico
         place = odd[0] if odd.size else 0
         names = " and ".join(printable(Path(header.filename).name) for header in ordered[place : place + 2])
         raise InputError(
-            f"{printable(folder)}: slices {names} are {np.linalg.norm(steps_mm[place]):.2f} mm apart, others "
+            f"{name}: slices {names} are {np.linalg.norm(steps_mm[place]):.2f} mm apart, others "
             f"{np.linalg.norm(usual_mm):.2f} mm: slices are missing, duplicated or shifted; export the series again."
         )
     return ordered
@@ -211,7 +270,7 @@ def series_grid(slices: Sequence[pydicom.Dataset]) -> Grid:
 def _read_pixels(header: pydicom.Dataset) -> np.ndarray:
     """Return the intensities of a slice, (rows, columns) float64."""
     try:
-        dataset = pydicom.dcmread(header.filename)
+        dataset = header if "PixelData" in header else pydicom.dcmread(header.filename)
         pixels = dataset.pixel_array
         if pixels.shape != (header.Rows, header.Columns):
             raise ValueError(f"they have shape {pixels.shape}")

@@ -11,10 +11,8 @@ import pandas as pd
 
 from scripts.common.errors import InputError
 from scripts.common.files import remove_leftovers, write_json, write_text
+from scripts.common.small_counts import LEAST, shown
 from scripts.solf.thresholds import Thresholds, readable
-
-LEAST = 5
-"""Smaller counts of cases are not shown, and no number rests on the values of fewer."""
 
 FILES = ("about.txt", "aggregate.csv", "thresholds.json")
 _ALWAYS = ("volume_mm3", "components", "asymmetry")  # features with quantiles, whether they vote or not
@@ -79,26 +77,6 @@ def write_aggregate(folder: Path, *, decisions: Iterable[pd.DataFrame], threshol
     write_text(folder / "aggregate.csv", text)
     write_json(folder / "thresholds.json", _without_small_counts(thresholds))
     write_text(folder / "about.txt", _ABOUT.format(cases=shown(cases), failed=shown(failed)))
-
-
-def shown(count: int, whole: int | None = None, *, whole_shown: bool = True) -> str:
-    """Return a count as text, or what may be said of it.
-
-    Args:
-        count: of cases.
-        whole: what the count is a part of; None for a count that is no part.
-        whole_shown: whether the reader knows `whole`.
-
-    >>> [shown(count, 300) for count in (0, 4, 5, 295, 296, 300)]
-    ['<5', '<5', '5', '295', '>295', '>295']
-    >>> shown(296, 300, whole_shown=False)
-    'withheld'
-    """
-    if count < LEAST:
-        return f"<{LEAST}"
-    if whole is not None and whole - count < LEAST:
-        return f">{whole - LEAST}" if whole_shown else "withheld"
-    return str(count)
 
 
 def _row(own: pd.DataFrame, cases: int, names: list[str]) -> dict[str, Any]:

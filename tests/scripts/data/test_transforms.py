@@ -10,9 +10,10 @@ from monai.transforms import Spacingd as MonaiSpacingd
 from scripts.common.errors import InputError
 from scripts.common.organs import ORGANS, left_right_pairs
 from scripts.data.case_checks import check_cases
-from scripts.data.transforms import CheckLabeld, RandLeftRightFlipd, Spacingd, with_label_check
+from scripts.data.transforms import CheckLabeld, RandLeftRightFlipd, Spacingd, WarnImplausibled, with_label_check
 from scripts.io.loading import LoadVolumed
 from tests.scripts.io.volume_files import with_values, write_case, write_image, write_volume
+from tools.torso import DEFAULT_SPACING_MM, torso_phantom
 
 KIDNEYS = [(2, 3), (12, 13)]
 
@@ -170,3 +171,14 @@ def test_flip_keeps_metadata_and_dtype():
     assert flipped.dtype == torch.uint8
     assert flipped.meta["case"] == "a"
     assert torch.equal(flipped.affine, label.affine)
+
+
+def test_implausible_image_is_warned_of_and_not_changed(caplog):
+    torso, affine = torso_phantom(np.random.default_rng(0))[0], np.diag([*DEFAULT_SPACING_MM, 1.0])
+    image = MetaTensor(np.flip(torso, 0)[None].copy(), affine=affine, meta={"case": "p1"})
+    given = {"image": image, "other": 3}
+    assert WarnImplausibled("image", kind="MR")(given) == given
+    assert "p1: intensities look like HU, expected MR" in caplog.text
+    assert "p1: the liver seems to lie on the left" in caplog.text
+    with pytest.raises(InputError, match="kind is 'CT': give one of HU, MR, normalized, unknown"):
+        WarnImplausibled("image", kind="CT")

@@ -1,0 +1,26 @@
+"""Counts of people that may leave a secure environment."""
+
+from __future__ import annotations
+
+LEAST = 5
+"""Smaller counts of cases are not shown, and no number rests on the values of fewer."""
+
+
+def shown(count: int, whole: int | None = None, *, whole_shown: bool = True) -> str:
+    """Return a count as text, or what may be said of it.
+
+    Args:
+        count: of cases.
+        whole: what the count is a part of; None for a count that is no part.
+        whole_shown: whether the reader knows `whole`.
+
+    >>> [shown(count, 300) for count in (0, 4, 5, 295, 296, 300)]
+    ['<5', '<5', '5', '295', '>295', '>295']
+    >>> shown(296, 300, whole_shown=False)
+    'withheld'
+    """
+    if count < LEAST:
+        return f"<{LEAST}"
+    if whole is not None and whole - count < LEAST:
+        return f">{whole - LEAST}" if whole_shown else "withheld"
+    return str(count)
