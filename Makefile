@@ -5,8 +5,10 @@ CLIENTS := .venv-clients
 INSTALLED := $(VENV)/installed
 RUN := $(VENV)/bin/python
 export PYTHONDONTWRITEBYTECODE := 1
-# threads that wait for others sleep: spinning, they would take the cores from those that compute
+# as scripts/common/threads.py
 export OMP_WAIT_POLICY ?= PASSIVE
+export MALLOC_MMAP_MAX_ ?= 0
+export MALLOC_TRIM_THRESHOLD_ ?= 1073741824
 
 .PHONY: help setup demo test test-hostile test-clients lint format bench bundles release clean
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
+from scripts.common import threads
 from tools import brain_phantom
 from tools.label_cohort import make_cohort
 from tools.phantom import write_cohort
@@ -39,6 +40,7 @@ TINY_TRAINING = {
 def _two_threads():
     """Sums in the same order here and in the processes that tests start, on machines of any size."""
     os.environ["OMP_NUM_THREADS"] = "2"
+    os.environ.update(threads.SETTINGS)  # or each run of a bundle starts twice
     torch.set_num_threads(2)
 
 

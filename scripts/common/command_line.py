@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from scripts.common.errors import STOPPED, InputError, print_error, raise_all, reason
 from scripts.common.settings import declarations, setting_problems
-from scripts.common.threads import restart_with_settings
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
@@ -27,7 +26,7 @@ _PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
 
 
 def start_run() -> None:
-    """Check the command line, show errors, Ctrl-C and SIGTERM as one message each, and set how CPU threads wait.
+    """Check the command line, and show errors, Ctrl-C and SIGTERM as one message each.
 
     `scripts/__init__.py` calls this in `python -m monai.bundle`. The configs import `scripts` first, so that a wrong
     setting is refused before anything else happens; MONAI ignores an exception of such an import, but not `SystemExit`.
@@ -43,7 +42,6 @@ def start_run() -> None:
     except InputError as error:
         print_error(type(error), error, None)
         raise SystemExit(1) from None
-    restart_with_settings()
 
 
 def _exit_on_sigterm(*_: object) -> None:

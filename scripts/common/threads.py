@@ -11,6 +11,10 @@ import logging
 import os
 import sys
 
+import torch
+
+from scripts.common.errors import is_bundle_run
+
 logger = logging.getLogger(__name__)
 
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
@@ -19,16 +23,16 @@ SETTINGS = {**PASSIVE, **MALLOC}
 
 
 def restart_with_settings() -> None:
-    """Start this program again in the same process if it runs on CPU threads without `SETTINGS`.
+    """Start `python -m monai.bundle` again, in the same process, if it runs on CPU threads without `SETTINGS`.
 
-    Both libraries read them once, before torch is imported, which `python -m monai.bundle` does before any config is
-    read. Variables that are set keep their values; with all of them set, with one thread, with a GPU and on systems
-    other than Linux, nothing happens.
+    Both libraries read them once, before torch is imported, which MONAI does before it reads a config. Variables that
+    are set keep their values. With all of them set, with one thread, with a GPU, on systems other than Linux and in
+    other programs nothing happens.
     """
-    import torch
-
     missing = {name: value for name, value in SETTINGS.items() if name not in os.environ}
-    if not missing or sys.platform != "linux" or torch.cuda.is_available() or torch.get_num_threads() == 1:
+    if not missing or not is_bundle_run() or sys.platform != "linux":
+        return
+    if torch.cuda.is_available() or torch.get_num_threads() == 1:
         return
     logger.info("restarting with %s", " ".join(f"{name}={value}" for name, value in missing.items()))
     sys.stdout.flush()
