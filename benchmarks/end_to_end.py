@@ -33,7 +33,7 @@ from monai.inferers import SlidingWindowInferer
 from monai.transforms import AsDiscreted, Compose, Invertd, SaveImaged
 from nibabel.processing import resample_to_output
 
-from benchmarks.restore_label_map import memory_mb
+from benchmarks.restore import memory_mb
 from scripts.common.files import write_table
 
 ROOT = Path(__file__).resolve().parents[1]
