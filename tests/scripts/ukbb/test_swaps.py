@@ -83,7 +83,7 @@ def test_stations_apart_are_not_compared():
     assert disagreement(block(0), exchanged(block(6))) is True
 
 
-@pytest.mark.parametrize("order", permutations(range(4)))
+@pytest.mark.parametrize("order", list(permutations(range(4))))
 def test_every_wrong_order_of_channels_is_told(order):
     channels = np.stack([block(0).values[CHANNELS[n]] for n in order])
     assert bool(channel_signs(channels, PIXEL_MM)) == (order != (0, 1, 2, 3))
