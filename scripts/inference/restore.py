@@ -25,7 +25,8 @@ class RestoreLabelMapd(Invertd):
     Interpolating logits keeps borders smooth; a nearest-neighbour label map would show the network's coarse grid.
     Where the transforms work along the axes, the label map is made a tile at a time, see `scripts.inference.tiles`.
     Else, as for a sheared volume, channels are resampled one at a time by MONAI, which takes longer and holds three
-    volumes of the input's size. Voxels outside the foreground crop become background.
+    volumes of the input's size. Voxels outside the foreground crop become background; so do those exactly on its edge,
+    which MONAI gives a class by a weight that is a rounding error.
 
     Args:
         keys: the one key of the logits.
