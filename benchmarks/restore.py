@@ -28,6 +28,7 @@ from monai.transforms import AsDiscreted, Compose, CropForegroundd, Invertd, Ori
 from scipy import ndimage
 
 from scripts.common.files import write_table
+from scripts.common.threads import MALLOC
 from scripts.data.transforms import Spacingd
 from scripts.inference.axis_maps import way_back
 from scripts.inference.restore import RestoreLabelMapd
@@ -153,8 +154,11 @@ def run(setup: Setup, ways: Sequence[str], folder: Path) -> dict[str, float | st
     for _ in range(setup.repeats):
         for way in ways:
             command = [sys.executable, "-m", "benchmarks.restore", "--one", str(folder), json.dumps(setup), way]
-            threads = {"OMP_NUM_THREADS": str(setup.threads)}
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env={**os.environ, **threads})
+            environment = {
+                name: value for name, value in os.environ.items() if name not in MALLOC
+            }  # keeps freed memory
+            environment["OMP_NUM_THREADS"] = str(setup.threads)
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
             found[way].append(json.loads(done.stdout.splitlines()[-1]))
     row = {"labels": setup.source, "classes": setup.classes, "shape": "x".join(map(str, setup.shape))}
     row["threads"] = setup.threads
