@@ -174,9 +174,20 @@ def _arguments(config: dict[str, Any]) -> list[str] | None:
     found = locate(target) if isinstance(target, str) else None
     if not callable(found):
         return None
-    parameters = inspect.signature(found).parameters.values()
-    takes_any = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters)
-    return None if takes_any else [*(p.name for p in parameters), *ConfigComponent.non_arg_keys]
+    names = [*ConfigComponent.non_arg_keys]
+    for part in _with_parents(found):
+        parameters = inspect.signature(part).parameters.values()
+        names += [parameter.name for parameter in parameters if parameter.kind != parameter.VAR_KEYWORD]
+        if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):
+            return names
+    return None
+
+
+def _with_parents(component: Any) -> list[Any]:
+    """Return a component and, for classes of `scripts`, which pass other arguments on, its parents in order."""
+    if inspect.isclass(component) and component.__module__.startswith("scripts."):
+        return [parent for parent in component.__mro__ if "__init__" in vars(parent) and parent is not object]
+    return [component]
 
 
 def _value_problems(settings: Iterable[str], parser: ConfigParser) -> list[str]:

@@ -37,4 +37,4 @@ def restart_with_settings() -> None:
     logger.info("restarting with %s", " ".join(f"{name}={value}" for name, value in missing.items()))
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **missing})  # noqa: S606
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **missing})

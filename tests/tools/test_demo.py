@@ -24,7 +24,7 @@ def test_commands_of_the_demo_pass_the_check_of_the_bundle(schedule, tmp_path, m
     """Formerly `make demo` ended at its first command: it gave true for a part of a component."""
     commands = []
 
-    def checked(words, *, cwd, check):
+    def checked(words, *, cwd, check, env):
         with contextlib.chdir(cwd):
             check_command_line(["monai/bundle/__main__.py", *words[words.index("run") :]])
         commands.append(words)
