@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scripts.common.errors import InputError
 from scripts.common.files import remove_leftovers, write_json, write_text
-from scripts.common.small_counts import LEAST, shown
+from scripts.common.small_counts import LEAST, check_folder, shown
 from scripts.solf.thresholds import Thresholds, readable
 
 FILES = ("about.txt", "aggregate.csv", "thresholds.json")
@@ -34,19 +33,6 @@ people. Two such folders of almost the same people could be subtracted from each
 """
 
 
-def check_folder(folder: Path) -> None:
-    """Refuse to add to a folder that holds other files: it is made to be copied as a whole.
-
-    Raises:
-        InputError: it does, or is no folder.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: is a file, where a folder will be written; move it away.")
-    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    if others := sorted(name for name in names - {*FILES} if not name.startswith(".tmp-")):
-        raise InputError(f"{folder}: holds {others[0]!r}, which is no aggregated result; move it away.")
-
-
 def write_aggregate(folder: Path, *, decisions: Iterable[pd.DataFrame], thresholds: Thresholds, failed: int) -> None:
     """Write `aggregate.csv`, `thresholds.json` and `about.txt`.
 
@@ -61,7 +47,7 @@ def write_aggregate(folder: Path, *, decisions: Iterable[pd.DataFrame], threshol
     """
     folder.mkdir(exist_ok=True)
     remove_leftovers(folder)
-    check_folder(folder)
+    check_folder(folder, FILES)
     names = [*thresholds.features, *(name for name in _ALWAYS if name not in thresholds.features)]
     parts, cases = [], 0
     for table in decisions:

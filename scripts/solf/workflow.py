@@ -21,7 +21,8 @@ from scripts.common.files import atomic_path, require_writable, write_table
 from scripts.common.fingerprint import fingerprint
 from scripts.common.flags import parse_flag
 from scripts.common.locks import FolderLock
-from scripts.solf.aggregate import check_folder, write_aggregate
+from scripts.common.small_counts import check_folder
+from scripts.solf.aggregate import FILES, write_aggregate
 from scripts.solf.contacts import partners, with_unusual_contacts
 from scripts.solf.covariates import Covariates
 from scripts.solf.dictionary import columns_of
@@ -86,7 +87,7 @@ class CohortWorkflow:
             refuse_folder(self.output_dir / name)
         self.cases = sorted(dataset.data, key=lambda case: case["case"])
         if self.aggregate_only:
-            check_folder(self._aggregate)
+            check_folder(self._aggregate, FILES)
         if self.qc:
             check_report(self.output_dir / "qc")
             names = {"organs": network.organs.values(), "cases": [case["case"] for case in self.cases]}

@@ -22,9 +22,10 @@ from scripts.common.fingerprint import fingerprint
 from scripts.common.flags import parse_flag
 from scripts.common.locks import FolderLock
 from scripts.common.names import listed, printable
+from scripts.common.small_counts import check_folder
 from scripts.ukbb.stitching import SLICE_SPACING_MM
 from scripts.ukbb.subject import ARCHIVE_NAME, Options, case_name, prepare_subject, result_paths
-from scripts.ukbb.tables import STATIONS, SUBJECTS, write_counts, write_tables
+from scripts.ukbb.tables import AGGREGATE, STATIONS, SUBJECTS, write_counts, write_tables
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,8 @@ def prepare_ukbb(
     low, high = SPACINGS_MM
     if not low <= options.slice_spacing_mm <= high:
         raise InputError(f"slice_spacing_mm is {options.slice_spacing_mm}: give {low} to {high}")
+    if aggregate_only:
+        check_folder((out_dir / AGGREGATE).parent, [Path(AGGREGATE).name])
     cases = find_cases(source)
     task = partial(prepare_subject, out_dir=out_dir.absolute(), options=options)
     with FolderLock(out_dir, setting="OUT"):

@@ -22,7 +22,17 @@ from scripts.ukbb.archive import CHANNELS, read_series
 from scripts.ukbb.bias import bias_field
 from scripts.ukbb.montage import write_montage
 from scripts.ukbb.stations import Station, find_stations, missing_stations
-from scripts.ukbb.stitching import SLICE_SPACING_MM, Block, as_integers, blend, gaps, match_factors, place, result_grid
+from scripts.ukbb.stitching import (
+    SLICE_SPACING_MM,
+    Block,
+    as_integers,
+    blend,
+    gaps,
+    match_factors,
+    mm_of,
+    place,
+    result_grid,
+)
 from scripts.ukbb.swaps import SwapFindings, exchanged, find_swaps
 
 ARCHIVE_NAME = re.compile(r"(\d+)_20201_(\d+)_(\d+)\.zip", re.ASCII)
@@ -134,7 +144,7 @@ def stitch(path: Path, options: Options) -> Stitched:
         "shape": list(grid.shape),
         "spacing_mm": [round(mm, 4) for mm in _spacing_mm(grid)],
         "missing_stations": missing_stations(stations),
-        "gaps": [{"first_slice": a, "last_slice": b, "mm": _heights_mm(grid, (a, b))} for a, b in found],
+        "gaps": [{"first_slice": a, "last_slice": b, "mm": mm_of(grid, (a, b))} for a, b in found],
         "swapped_stations": sorted(n for n, swapped in zip(numbers, swaps.swapped, strict=True) if swapped),
         "swaps_fixed": options.fix_swaps,
         "n4": options.n4,
@@ -179,11 +189,6 @@ def _headline(facts: Mapping[str, Any]) -> str:
 
 def _spacing_mm(grid: Grid) -> list[float]:
     return [float(mm) for mm in np.linalg.norm(grid.affine[:3, :3], axis=0)]
-
-
-def _heights_mm(grid: Grid, slices: tuple[int, int]) -> list[float]:
-    """Return the positions of two slices in mm towards the head."""
-    return [round(float((grid.affine @ [0, 0, z, 1])[2]), 2) for z in slices]
 
 
 def _seams(blocks: list[Block]) -> list[int]:

@@ -48,8 +48,8 @@ def find_swaps(blocks: Sequence[Block], numbers: Sequence[int], pixel_mm: Sequen
         numbers: of the stations.
         pixel_mm: (2,) voxel size across the body.
     """
-    residuals, rims = [residual(block) for block in blocks], [rim(block, pixel_mm) for block in blocks]
-    misfits = [_misfit(block) for block in blocks]
+    rims = [rim(block, pixel_mm) for block in blocks]
+    residuals, misfits = zip(*(_arithmetic(block) for block in blocks), strict=True)
     notes = [f"station {number}: {misfit}" for number, misfit in zip(numbers, misfits, strict=True) if misfit]
     sound = [not misfit for misfit in misfits]
     links = [
@@ -61,7 +61,7 @@ def find_swaps(blocks: Sequence[Block], numbers: Sequence[int], pixel_mm: Sequen
         if fat and np.mean(fat) < 0:
             listed = ", ".join(str(n) for n in sorted(numbers[start:stop]))
             notes.append(f"stations {listed}: water lies below the skin; fat and water may be exchanged in all of them")
-    return SwapFindings(swapped, residuals, rims, notes)
+    return SwapFindings(swapped, list(residuals), rims, notes)
 
 
 def channel_signs(channels: np.ndarray, pixel_mm: Sequence[float]) -> list[str]:
@@ -74,12 +74,7 @@ def channel_signs(channels: np.ndarray, pixel_mm: Sequence[float]) -> list[str]:
     box = tuple(slice(0, n) for n in channels.shape[1:])
     block = Block(box, {name: channel.astype(np.float32) for name, channel in zip(CHANNELS, channels, strict=True)})
     exchanged_all = "water lies below the skin; fat and water may be exchanged" if rim(block, pixel_mm) < 0 else ""
-    return list(filter(None, [_misfit(block) or exchanged_all]))
-
-
-def residual(block: Block) -> float:
-    """Return how far the contrasts are from what two-point Dixon gives, relative to the in-phase intensity."""
-    return _error(*_in_tissue(block))
+    return list(filter(None, [_arithmetic(block)[1] or exchanged_all]))
 
 
 def rim(block: Block, pixel_mm: Sequence[float]) -> float:
@@ -126,18 +121,19 @@ def _fits(fat: np.ndarray, water: np.ndarray, together: np.ndarray, opposed: np.
     return _error(fat, water, together, opposed) <= MAX_RESIDUAL and together.mean() > opposed.mean()
 
 
-def _misfit(block: Block) -> str:
-    """Describe contrasts that do not fit the arithmetic; "" if they do."""
+def _arithmetic(block: Block) -> tuple[float, str]:
+    """Return how far the contrasts are from two-point Dixon, see `MAX_RESIDUAL`, and what they are instead, if not."""
     fat, water, together, opposed = _in_tissue(block)
+    error = _error(fat, water, together, opposed)
     if _fits(fat, water, together, opposed):
-        return ""
+        return error, ""
     others = {
         "in-phase and opposed-phase": (fat, water, opposed, together),
         "fat and in-phase": (together, water, fat, opposed),
         "water and in-phase": (fat, together, water, opposed),
     }
     found = next((f"{pair} are exchanged" for pair, images in others.items() if _fits(*images)), "")
-    return found or "in-phase is not fat + water, or opposed-phase not their difference"
+    return error, found or "in-phase is not fat + water, or opposed-phase not their difference"
 
 
 def _chains(links: Sequence[bool | None]) -> list[tuple[int, int]]:

@@ -8,9 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from scripts.common.errors import InputError
 from scripts.common.files import require_writable, write_table, write_text
-from scripts.common.small_counts import shown
+from scripts.common.small_counts import check_folder, shown
 from scripts.ukbb.stations import BREATH_HOLDS
 
 Facts = Mapping[str, Any]
@@ -53,7 +52,7 @@ def write_counts(out_dir: Path, cohort: Sequence[Facts], *, failed: int) -> None
     """Write `aggregate/aggregate.csv`: how many archives show what, without names; counts below 5 are not shown.
 
     Args:
-        out_dir: folder of the results; the tables of an earlier run stay.
+        out_dir: folder of the results.
         cohort: facts of the archives that were prepared.
         failed: number of the others.
 
@@ -61,9 +60,7 @@ def write_counts(out_dir: Path, cohort: Sequence[Facts], *, failed: int) -> None
         InputError: `aggregate` holds other files: it is made to be copied as a whole.
     """
     path = out_dir / AGGREGATE
-    folder = require_writable(path.parent)
-    if others := sorted(each.name for each in folder.iterdir() if each.name != path.name):
-        raise InputError(f"{folder}: holds {others[0]!r}, which is no aggregated result; move it away.")
+    check_folder(require_writable(path.parent), [path.name])
     rows = [subject_row(facts) for facts in cohort]
     total = len(rows)
     known = shown(total, total + failed) == str(total)

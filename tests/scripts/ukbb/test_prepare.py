@@ -74,6 +74,15 @@ def test_other_settings_start_afresh(cohort, tmp_path):
     assert (out / "images" / "1000001_2_0.nii.gz").stat().st_mtime_ns != before
 
 
+def test_folder_of_aggregates_with_other_files_is_refused_before_an_archive_is_read(cohort, tmp_path, capsys):
+    (tmp_path / "out" / "aggregate").mkdir(parents=True)
+    (tmp_path / "out" / "aggregate" / "names.csv").touch()
+    with pytest.raises(SystemExit, match="2"):
+        run(cohort, tmp_path / "out", "--aggregate_only", "true")
+    assert "holds 'names.csv', which is no aggregated result; move it away" in capsys.readouterr().err
+    assert names(tmp_path / "out") == ["aggregate"]
+
+
 def test_aggregate_only_leaves_no_table_with_names(cohort, tmp_path):
     out = tmp_path / "out"
     run(cohort, out)
