@@ -1,10 +1,10 @@
 """A CT from file to label map, by MONAI's components and by swin_bob_btcv: `python -m benchmarks.end_to_end`.
 
-Both ways run in processes of their own, with the network of the bundle at feature size 48 and the same random weights,
-on `ct_torso` as it is and resampled to 1.5 mm. Writes `results/end_to_end.csv` and `docs/end_to_end.png` of the bundle:
-seconds of each stage, the highest memory of the process during it, and how many voxels of the label maps differ. Less
-than 15 minutes on two free cores; `--spacing_mm 1.5 1.5 2` takes the grid of the bundle instead of one of 3 mm, and
-eight times as long.
+The ways (the third is the bundle with `inference_cpu.json`) run in processes of their own, with the network of the
+bundle at feature size 48 and the same random weights, on `ct_torso` as it is and resampled to 1.5 mm. Writes
+`results/end_to_end.csv` and `docs/end_to_end.png` of the bundle: seconds of each stage, the highest memory of the
+process during it, and how many voxels of the label maps differ from MONAI's. Less than 20 minutes on two free cores;
+`--spacing_mm 1.5 1.5 2` takes the grid of the bundle instead of one of 3 mm, and eight times as long.
 """
 
 from __future__ import annotations
@@ -36,12 +36,15 @@ from nibabel.processing import resample_to_output
 
 from benchmarks.restore import memory_mb
 from scripts.common.files import write_table
+from scripts.models.compiled import export_compiled
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundles" / "swin_bob_btcv"
 CT = ROOT.parent / "shared" / "data" / "ct_torso" / "image.nii.gz"
 RESULTS = Path(__file__).parent / "results"
-WAYS = ("MONAI", "bundle")
+CONFIGS = {"MONAI": ["inference.json"], "bundle": ["inference.json"]}
+CONFIGS["compiled"] = ["inference.json", "inference_cpu.json"]
+STOCK_WAY, *OURS = CONFIGS
 INPUTS = {"3 mm": None, "1.5 mm": 1.5}
 STAGES = ("load and preprocess", "network windows", "restore", "save")
 STOCK = {
@@ -52,10 +55,10 @@ REPEATS = 3  # of all stages but the network
 logger = logging.getLogger(__name__)
 
 
-def parsed(folder: Path, args: argparse.Namespace) -> ConfigParser:
+def parsed(way: str, folder: Path, args: argparse.Namespace) -> ConfigParser:
     """Read the configs of the bundle, with the settings of this benchmark."""
     parser = ConfigParser()
-    parser.read_config([str(BUNDLE / "configs" / name) for name in args.config])
+    parser.read_config([str(BUNDLE / "configs" / name) for name in CONFIGS[way]])
     parser.read_meta(str(BUNDLE / "configs" / "metadata.json"))
     parser.update({"bundle_root": str(folder), "output_dir": str(folder), "device": "$torch.device('cpu')"})
     parser.update({"spacing_mm": args.spacing_mm, "network_def#feature_size": args.feature_size})
@@ -74,8 +77,8 @@ def stock_transforms(parser: ConfigParser) -> Compose:
 
 def components(way: str, folder: Path, args: argparse.Namespace) -> tuple[Any, ...]:
     """Return the preprocessing, inferer, and transforms that restore and save of a way."""
-    parser = parsed(folder, args)
-    if way == "bundle":
+    parser = parsed(way, folder, args)
+    if way in OURS:
         preprocessing, inferer, post = map(parser.get_parsed_content, ("preprocessing", "inferer", "postprocessing"))
         return preprocessing, inferer, post.transforms[0], Compose(post.transforms[1:])
     preprocessing = stock_transforms(parser)
@@ -89,8 +92,9 @@ def components(way: str, folder: Path, args: argparse.Namespace) -> tuple[Any, .
 def measure(way: str, folder: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Segment `folder/image.nii.gz` into `folder`; return a row per stage."""
     preprocessing, inferer, restore, save = components(way, folder, args)
-    network = parsed(folder, args).get_parsed_content("network")
-    network.load_state_dict(torch.load(folder / "models" / "model.pt", weights_only=True))
+    network = parsed(way, folder, args).get_parsed_content("network")
+    if way != "compiled":  # whose file holds the weights
+        network.load_state_dict(torch.load(folder / "models" / "model.pt", weights_only=True))
     case = {"image": str(folder / "image.nii.gz"), "case": "image"}
     rows = []
 
@@ -115,59 +119,61 @@ def measure(way: str, folder: Path, args: argparse.Namespace) -> list[dict[str, 
 
 
 def prepare(folder: Path, spacing_mm: float | None, args: argparse.Namespace) -> None:
-    """Write the CT, resampled by nibabel if a spacing is given, and the random weights into a folder."""
+    """Write the CT, resampled by nibabel if a spacing is given, random weights and the compiled network."""
     if spacing_mm is None:
         shutil.copy(CT, folder / "image.nii.gz")
     else:
         nib.save(resample_to_output(nib.load(CT), spacing_mm, order=1, cval=-1024), folder / "image.nii.gz")
     torch.manual_seed(0)
     (folder / "models").mkdir()
-    torch.save(parsed(folder, args).get_parsed_content("network_def").state_dict(), folder / "models" / "model.pt")
+    weights = folder / "models" / "model.pt"
+    parser = parsed("bundle", folder, args)
+    network = parser.get_parsed_content("network_def").eval()
+    torch.save(network.state_dict(), weights)
+    with torch.no_grad():
+        export_compiled(network, torch.zeros(1, 1, *parser["patch_size"]), weights, weights.with_suffix(".ov"))
 
 
 def compare(name: str, spacing_mm: float | None, args: argparse.Namespace) -> pd.DataFrame:
-    """Segment one CT both ways; return a row per way and stage."""
+    """Segment one CT in each way; return a row per way and stage, with the voxels that differ from MONAI's."""
     rows, label_maps = [], {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         prepare(folder, spacing_mm, args)
-        for way in WAYS:
-            options = ["--config", *args.config, "--spacing_mm", *map(str, args.spacing_mm)]
-            options += ["--feature_size", str(args.feature_size)]
+        for way in CONFIGS:
+            options = ["--spacing_mm", *map(str, args.spacing_mm), "--feature_size", str(args.feature_size)]
             command = [sys.executable, "-m", "benchmarks.end_to_end", *options, "--one", temporary, way]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
             (written,) = {*folder.glob("image_*.nii.gz")}
             label_maps[way] = nib.load(written).get_fdata()
             written.unlink()
-            rows += [{"input": name, "way": way, **row} for row in json.loads(done.stdout.splitlines()[-1])]
-    stock, ours = (label_maps[way] for way in WAYS)
-    logger.info("%s: %d of %d voxels differ, %d labels", name, (stock != ours).sum(), ours.size, len(np.unique(ours)))
-    return pd.DataFrame(rows).assign(differing_voxels=int((stock != ours).sum()), voxels=ours.size)
+            stock = label_maps[STOCK_WAY]
+            same = {"input": name, "way": way, "differing_voxels": int((label_maps[way] != stock).sum())}
+            rows += [{**same, "voxels": stock.size, **row} for row in json.loads(done.stdout.splitlines()[-1])]
+    logger.info("%s: %d labels", name, len(np.unique(stock)))
+    return pd.DataFrame(rows)
 
 
 def with_totals(table: pd.DataFrame) -> pd.DataFrame:
-    """Add the sum of the seconds and the highest memory of each way, and the ratios of the bundle to MONAI."""
-    same = ["differing_voxels", "voxels"]
-    totals = table.groupby(["input", "way", *same], as_index=False).agg({"seconds": "sum", "peak_gb": "max"})
+    """Add the sum of the seconds and the highest memory of each way, and the ratios to MONAI."""
+    same = ["input", "way", "differing_voxels", "voxels"]
+    totals = table.groupby(same, as_index=False, sort=False).agg({"seconds": "sum", "peak_gb": "max"})
     table = pd.concat([table, totals.assign(stage="all")])
-    wide = table.pivot(index=["input", "stage", *same], columns="way", values=["seconds", "peak_gb"])
-    wide.columns = [f"{value}_{way.lower()}" for value, way in wide.columns]
-    wide["time_ratio"] = wide["seconds_bundle"] / wide["seconds_monai"]
-    wide["memory_ratio"] = wide["peak_gb_bundle"] / wide["peak_gb_monai"]
-    wide = wide.reset_index()
-    order = wide["stage"].map({stage: index for index, stage in enumerate((*STAGES, "all"))})
-    return wide.assign(order=order).sort_values(["input", "order"]).drop(columns="order")
+    stock = table[table["way"] == STOCK_WAY].set_index(["input", "stage"])
+    keys = pd.MultiIndex.from_frame(table[["input", "stage"]])
+    for column, name in {"seconds": "time_ratio", "peak_gb": "memory_ratio"}.items():
+        table[name] = table[column].to_numpy() / stock.loc[keys, column].to_numpy()
+    return table
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
     """Draw seconds and memory of each stage: one row of bars per input and way."""
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    bars = [(name, way) for name in table["input"].unique() for way in WAYS]
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    bars = [(name, way) for name in table["input"].unique() for way in CONFIGS]
     titles = {"seconds": "seconds, logarithmic", "peak_gb": "peak memory, GB"}
     for axes, (value, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
         for shift, stage in enumerate(STAGES):
-            rows = table[table["stage"] == stage].set_index("input")
-            widths = [rows.loc[name, f"{value}_{way.lower()}"] for name, way in bars]
+            widths = table[table["stage"] == stage].set_index(["input", "way"])[value].loc[bars]
             places = [index + 0.2 * shift - 0.3 for index in range(len(bars))]
             axes.barh(places, widths, height=0.19, label=stage)
         axes.set_yticks(range(len(bars)), [f"{name}\n{way}" for name, way in bars])
@@ -179,9 +185,8 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
 
 def main() -> int:
-    """Measure both ways on both inputs, and write the table and the picture."""
+    """Measure all ways on both inputs, and write the table and the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", nargs="+", default=["inference.json"], help="configs of the bundle, base first")
     parser.add_argument("--spacing_mm", nargs=3, type=float, default=[3.0, 3.0, 3.0], help="grid of the network")
     parser.add_argument("--feature_size", type=int, default=48)
     parser.add_argument("--inputs", nargs="+", choices=list(INPUTS), default=list(INPUTS))

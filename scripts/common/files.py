@@ -80,6 +80,15 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def input_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file or, of a DICOM folder, of its files' names and digests as `sha256sum` lists them."""
+    if not path.is_dir():
+        return file_sha256(path)
+    files = sorted(file for file in path.iterdir() if file.is_file())
+    lines = "".join(f"{file_sha256(file)}  {file.name}\n" for file in files)
+    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
+
+
 def remove_leftovers(folder: str | os.PathLike[str]) -> list[Path]:
     """Remove the temporary files that a killed process left in a folder.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,11 +15,11 @@ from ignite.engine import Engine, Events
 
 from scripts.common.command_line import given_settings
 from scripts.common.errors import InputError, is_bundle_run
-from scripts.common.files import file_sha256, write_json
+from scripts.common.files import file_sha256, input_sha256, write_json
 from scripts.common.ranks import is_rank0
 from scripts.inference.case_handler import CaseHandler, case_name, decollated, gather_cases, record_case, source_path
 
-FILE = "run.json"
+RUN_FILE = "run.json"
 
 
 class RunManifest(CaseHandler):
@@ -44,7 +43,7 @@ class RunManifest(CaseHandler):
         self, output_dir: str | Path, *, metadata: Mapping[str, Any], ckpt_path: str | Path, device: Any = "cpu"
     ) -> None:
         super().__init__()
-        self.path, self.metadata, self.ckpt_path = Path(output_dir) / FILE, metadata, Path(ckpt_path)
+        self.path, self.metadata, self.ckpt_path = Path(output_dir) / RUN_FILE, metadata, Path(ckpt_path)
         self.device = torch.device(device)
         self._runs: list[dict[str, Any]] = []
         self._inputs: dict[str, Sequence[str]] = {}
@@ -58,21 +57,8 @@ class RunManifest(CaseHandler):
         """Read the records of earlier runs and begin a new one."""
         cases = getattr(engine.state.dataloader.dataset, "data", [])
         self._inputs = {case["case"]: _listed(case["image"]) for case in cases if "case" in case and "image" in case}
-        self._runs = _read(self.path) if getattr(engine, "keep_earlier", False) else []
-        is_gpu = self.device.type == "cuda"
-        self._runs.append(
-            {
-                "bundle": self.metadata.get("name"),
-                "version": self.metadata.get("version"),
-                "weights": {"file": str(self.ckpt_path), "sha256": _sha256_if_any(self.ckpt_path)},
-                "settings": given_settings(sys.argv) if is_bundle_run() else {},
-                "libraries": {name: version(name) for name in ("monai", "torch")},
-                "device": torch.cuda.get_device_name(self.device) if is_gpu else str(self.device),
-                "started": _now(),
-                "finished": None,
-                "cases": {},
-            }
-        )
+        self._runs = read_runs(self.path) if getattr(engine, "keep_earlier", False) else []
+        self._runs.append(new_run(self.metadata, self.ckpt_path, self.device))
         self._write()
 
     def __call__(self, engine: Engine) -> None:
@@ -87,7 +73,7 @@ class RunManifest(CaseHandler):
     def _finish(self, _: Engine) -> None:
         """Add the cases of the other ranks and the time."""
         self._runs[-1]["cases"] = {case: sums for case, (_, sums) in gather_cases(self._cases).items()}
-        self._runs[-1]["finished"] = _now()
+        self._runs[-1]["finished"] = now()
         self._write()
 
     def _write(self) -> None:
@@ -95,30 +81,41 @@ class RunManifest(CaseHandler):
             write_json(self.path, {"runs": self._runs})
 
 
+def new_run(metadata: Mapping[str, Any], ckpt_path: Path, device: torch.device) -> dict[str, Any]:
+    """Return the record of a run that begins."""
+    return {
+        "bundle": metadata.get("name"),
+        "version": metadata.get("version"),
+        "weights": {"file": str(ckpt_path), "sha256": _sha256_if_any(ckpt_path)},
+        "settings": given_settings(sys.argv) if is_bundle_run() else {},
+        "libraries": {name: version(name) for name in ("monai", "torch")},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "started": now(),
+        "finished": None,
+        "cases": {},
+    }
+
+
 def _sha256_if_any(path: Path) -> str | None:
     """Return the SHA-256 of the weights; None without a file, as in federated learning, whose server sends them."""
     return file_sha256(path) if path.is_file() else None
-
-
-def input_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file or, of a DICOM folder, of its files' names and digests as `sha256sum` lists them."""
-    if not path.is_dir():
-        return file_sha256(path)
-    files = sorted(file for file in path.iterdir() if file.is_file())
-    lines = "".join(f"{file_sha256(file)}  {file.name}\n" for file in files)
-    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _listed(image: str | Sequence[str]) -> list[str]:
     return [image] if isinstance(image, str) else [str(path) for path in image]
 
 
-def _now() -> str:
+def now() -> str:
+    """Return the time in UTC, to the second."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    """Read the records of earlier runs."""
+def read_runs(path: Path) -> list[dict[str, Any]]:
+    """Read the records of earlier runs; none without a file.
+
+    Raises:
+        InputError: the file is something else.
+    """
     if not path.exists():
         return []
     try:

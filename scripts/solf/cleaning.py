@@ -16,6 +16,7 @@ from monai.data import Dataset
 from scripts.cohort.journal import Case
 from scripts.common.files import write_json
 from scripts.common.fingerprint import file_state
+from scripts.inference.manifest import RUN_FILE, new_run, now, read_runs
 from scripts.models.weights import load_weights
 from scripts.solf.covariates import check_coded, warn_of_unknown
 from scripts.solf.filter import LabelFilter, clean_case, require_fit
@@ -24,7 +25,7 @@ from scripts.solf.measuring import Transform
 from scripts.solf.tables import unpack
 from scripts.solf.thresholds import readable, summary
 from scripts.solf.verdicts import consensus, settled, warn_of_absent, without_outdated
-from scripts.solf.workflow import CohortWorkflow
+from scripts.solf.workflow import CohortWorkflow, refuse_folder
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +37,15 @@ class CohortCleaner(CohortWorkflow):
     """Clean every label map of a cohort, on all cores or a cluster.
 
     Writes the same label maps as the bundle's evaluator, `decisions.csv` and `decisions.parquet` (a row per case and
-    label), `thresholds.json`, `failed.csv` if cases failed, which then have no label map, and, if wanted, the QC
-    report.
+    label), `thresholds.json`, `run.json` as `scripts.inference.manifest.RunManifest`, `failed.csv` if cases failed,
+    which then have no label map, and, if wanted, the QC report.
 
     Args:
         network: the label filter; its weights are loaded here.
         dataset: cases and the transforms that end in `scripts.solf.transforms.ShapeFeaturesd`.
         postprocessing: writes `pred` as `<case>_cleaned.nii.gz`.
         ckpt_path: file of the fitted filter.
+        metadata: of the bundle, for `run.json`; None to write no such file.
         verdicts: of `scripts.solf.verdicts.read_verdicts`, the same that `add_verdicts` added to the cases.
         qc: whether to write the report.
         options: as `CohortWorkflow`.
@@ -56,21 +58,35 @@ class CohortCleaner(CohortWorkflow):
         dataset: Dataset,
         postprocessing: Transform,
         ckpt_path: str | Path,
+        metadata: Mapping[str, Any] | None = None,
         verdicts: pd.DataFrame | None = None,
         qc: bool | str = False,
         **options: Any,
     ) -> None:
         super().__init__(network=network, dataset=dataset, qc=qc, **options)
-        self.postprocessing, self.ckpt_path = postprocessing, Path(ckpt_path)
+        self.postprocessing, self.ckpt_path, self.metadata = postprocessing, Path(ckpt_path), metadata
+        refuse_folder(self.output_dir / RUN_FILE)
         self.all_verdicts = verdicts
 
     def process(self) -> None:
-        """Clean and write.
+        """Clean and write, and keep the record of the run.
 
         Raises:
-            InputError: the weights are not those of a fitted filter with this label table, or no case was cleaned.
+            InputError: the weights are not those of a fitted filter with this label table, no case was cleaned, or
+                `run.json` is something else.
         """
         require_fit(self.ckpt_path)
+        if self.metadata is None:
+            self._clean()
+            return
+        path = self.output_dir / RUN_FILE
+        runs = [*read_runs(path), new_run(self.metadata, self.ckpt_path, torch.device("cpu"))]
+        write_json(path, {"runs": runs})
+        self._clean()
+        runs[-1] |= {"finished": now(), "cases": {} if self.aggregate_only else self._input_sums()}
+        write_json(path, {"runs": runs})
+
+    def _clean(self) -> None:
         load_weights(self.network, self.ckpt_path)
         logger.info("%s: %s", self.ckpt_path, summary(self.network.thresholds))
         self._check_covariates()
@@ -103,6 +119,12 @@ class CohortCleaner(CohortWorkflow):
             logger.warning("%.0f %% of all labels were rejected: %s", share, question)
         if self.qc:
             self.report()
+
+    def _input_sums(self) -> dict[str, dict[str, str]]:
+        """Return path and SHA-256 of the label map of each case that was cleaned here, by this or an earlier run."""
+        done = {case["case"]: case for case in self.cases if case["case"] not in self.failures}
+        payloads = self._journal.payloads(done.values())
+        return {name: {done[name]["image"]: unpack(payload).sha256} for name, payload in payloads}
 
     def _check_covariates(self) -> None:
         """Refuse covariates that the filter cannot use, and name cases without them.

@@ -13,6 +13,7 @@ from monai.data import MetaTensor
 from torch import nn
 
 from scripts.common.errors import InputError, raise_all
+from scripts.common.files import input_sha256
 from scripts.common.label_maps import MAX_CLASS_ID
 from scripts.common.organs import contralateral_labels
 from scripts.common.settings import setting_problems
@@ -276,7 +277,7 @@ def clean_case(
     cleaned = network.clean(array, features, *texts)  # without the copies of a forward pass
     pred = MetaTensor(torch.from_numpy(cleaned)[None], meta=image.meta)
     postprocessing({**item, "pred": pred})
-    return pack_features(features, **texts_of(image.meta))
+    return pack_features(features, **texts_of(image.meta), sha256=input_sha256(Path(case["image"])))
 
 
 def _unsigned(label: np.ndarray, ignore_id: int) -> np.ndarray:

@@ -129,12 +129,14 @@ class Result(NamedTuple):
         sources: what `scripts.solf.renaming` counted in its file.
         contacts: which labels touch, see `scripts.solf.contacts`.
         fixed: what `scripts.solf.fixing` changed.
+        sha256: of the label map, see `scripts.common.files.input_sha256`; "" if it was not cleaned.
     """
 
     content: bytes
     sources: str = ""
     contacts: str = ""
     fixed: str = ""
+    sha256: str = ""
 
     @property
     def features(self) -> np.ndarray:
@@ -142,9 +144,10 @@ class Result(NamedTuple):
         return np.frombuffer(self.content, dtype="<f8").reshape(-1, len(COLUMNS))
 
 
-def pack(content: bytes, *, sources: str = "", contacts: str = "", fixed: str = "") -> bytes:
+def pack(content: bytes, *, sources: str = "", contacts: str = "", fixed: str = "", sha256: str = "") -> bytes:
     """Compress a `Result` for a journal."""
-    texts = json.dumps([sources, contacts, fixed]) if sources or contacts or fixed else ""
+    given = [sources, contacts, fixed, sha256]
+    texts = json.dumps(given) if any(given) else ""
     return b"".join(zlib.compress(part, level=1) for part in (content, texts.encode()) if part)
 
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from scripts.common.errors import InputError, root_cause
+from scripts.common.files import file_sha256
 from scripts.common.organs import ORGANS
 from scripts.solf.dictionary import columns_of, tables
 from scripts.solf.report import drift
@@ -75,6 +76,26 @@ def test_fit_writes_features_thresholds_and_weights(fitted, cohort):
     assert thresholds["organs"]["5"]["sphericity"]["low"] == pytest.approx(liver["sphericity"].quantile(0.04))
     weights = torch.load(fitted / "models" / "model.pt", weights_only=True)
     assert weights["low"][list(ORGANS).index(5), 1] == pytest.approx(liver["sphericity"].quantile(0.04))
+
+
+def test_cleaning_keeps_a_record_of_each_run(fitted, cohort, tmp_path):
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(cohort.labels[0].parent, data)
+    clean(data, out, fitted)
+    changed, *_, kept = sorted(data.glob("*.nii.gz"))
+    nib.save(nib.load(changed), data / "again.nii.gz")
+    changed.unlink()
+    clean(data, out, fitted)
+    first, second = json.loads((out / "run.json").read_text())["runs"]
+    assert first["bundle"] == second["bundle"] == "SOLF, a filter of automatic organ labels"
+    assert first["weights"]["sha256"] == file_sha256(fitted / "models" / "model.pt")
+    assert second["started"] <= second["finished"]
+    assert len(first["cases"]) == len(second["cases"]) == 25
+    assert first["cases"].keys() ^ second["cases"].keys() == {changed.name.removesuffix(".nii.gz"), "again"}
+    for run in (first, second):
+        assert run["cases"][kept.name.removesuffix(".nii.gz")] == {str(kept): file_sha256(kept)}
+    clean(data, tmp_path / "counts", fitted, aggregate_only=True)
+    assert json.loads((tmp_path / "counts" / "run.json").read_text())["runs"][0]["cases"] == {}
 
 
 def test_cleaned_maps_lack_exactly_the_rejected_labels(fitted, cohort, raw, tmp_path):
@@ -168,7 +189,8 @@ def test_killed_cleaning_is_resumed_and_gives_the_same_bytes(fitted, raw, tmp_pa
     assert not (tmp_path / "out" / "decisions.csv").exists()
     clean(raw, tmp_path / "out", fitted)
     clean(raw, tmp_path / "undisturbed", fitted)
-    names = [path.name for path in (tmp_path / "out").iterdir() if path.name != "journal.sqlite"]
+    of_the_run = {"journal.sqlite", "run.json"}
+    names = [path.name for path in (tmp_path / "out").iterdir() if path.name not in of_the_run]
     assert len(names) == 28
     assert {"decisions.csv", "decisions.parquet", "thresholds.json"} < set(names)
     assert filecmp.cmpfiles(tmp_path / "out", tmp_path / "undisturbed", names, shallow=False)[1:] == ([], [])

@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import os
 import re
 import stat
@@ -9,7 +10,15 @@ import pandas as pd
 import pytest
 
 from scripts.common.errors import InputError
-from scripts.common.files import atomic_path, remove_leftovers, require_writable, write_json, write_table, write_text
+from scripts.common.files import (
+    atomic_path,
+    input_sha256,
+    remove_leftovers,
+    require_writable,
+    write_json,
+    write_table,
+    write_text,
+)
 
 
 def names_in(folder):
@@ -209,3 +218,12 @@ def test_folder_that_cannot_be_created_is_named(tmp_path):
     message = rf"{tmp_path}/file/out: cannot be written \(Not a directory\); set another output folder"
     with pytest.raises(InputError, match=message):
         require_writable(tmp_path / "file" / "out")
+
+
+def test_folder_has_the_digest_of_its_files(tmp_path):
+    for name, content in {"b.dcm": b"2", "a.dcm": b"1"}.items():
+        (tmp_path / name).write_bytes(content)
+    lines = "".join(
+        f"{hashlib.sha256(text).hexdigest()}  {name}\n" for name, text in (("a.dcm", b"1"), ("b.dcm", b"2"))
+    )
+    assert input_sha256(tmp_path) == hashlib.sha256(lines.encode()).hexdigest()

@@ -10,7 +10,7 @@ from monai.data import DataLoader, Dataset, MetaTensor
 
 from scripts.common.errors import InputError
 from scripts.inference.evaluator import CaseEvaluator
-from scripts.inference.manifest import RunManifest, input_sha256
+from scripts.inference.manifest import RunManifest
 
 METADATA = {"name": "Test bundle", "version": "1.2.3"}
 
@@ -87,10 +87,3 @@ def test_foreign_run_json_is_refused(tmp_path):
     (tmp_path / "out" / "run.json").write_text("[1]")
     with pytest.raises(InputError, match=r"run.json: is not the record of earlier runs .*; move it away\."):
         run(tmp_path, ["one"])
-
-
-def test_folder_of_dicom_has_the_digest_of_its_files(tmp_path):
-    for name, content in {"b.dcm": b"2", "a.dcm": b"1"}.items():
-        (tmp_path / name).write_bytes(content)
-    listed = f"{sha256(b'1')}  a.dcm\n{sha256(b'2')}  b.dcm\n"
-    assert input_sha256(tmp_path) == sha256(listed.encode())

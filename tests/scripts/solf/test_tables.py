@@ -51,11 +51,11 @@ def test_packing_loses_nothing():
 
 
 def test_packing_keeps_what_was_counted_in_the_file(cohort):
-    texts = {"sources": '{"=ä": 7}', "contacts": "2 66,3 66", "fixed": "{}"}
+    texts = {"sources": '{"=ä": 7}', "contacts": "2 66,3 66", "fixed": "{}", "sha256": "0f"}
     payload = pack_features(cohort["s00"], **texts)
     assert unpack(payload).features.tobytes() == cohort["s00"].tobytes()
     assert unpack(payload)._asdict() == {"content": unpack(payload).content, **texts}
-    assert unpack(pack_features(cohort["s00"]))[1:] == ("", "", "")
+    assert unpack(pack_features(cohort["s00"]))[1:] == ("", "", "", "")
 
 
 def test_cohort_table_names_the_cases(cohort):
