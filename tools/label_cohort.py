@@ -96,14 +96,15 @@ def make_cohort(
         person = make_subject(seed, index, error_rate=error_rate)
         for name, volume in {"labels": person.corrupted, **({"truth": person.clean} if truth else {})}.items():
             written[name].append(Path(folder) / name / f"{case}.nii.gz")
-            _write_nifti(volume, person.affine, written[name][-1])
+            write_nifti(volume, person.affine, written[name][-1])
         rows += [(case, label, ORGANS[label], kind) for label, kind in person.errors]
     errors = pd.DataFrame(rows, columns=list(COLUMNS))
     write_table(errors, Path(folder) / "errors.csv")
     return Cohort(written["labels"], written["truth"], errors)
 
 
-def _write_nifti(volume: np.ndarray, affine: np.ndarray, path: Path) -> None:
+def write_nifti(volume: np.ndarray, affine: np.ndarray, path: Path) -> None:
+    """Write a volume, the same bytes each time."""
     image = nib.Nifti1Image(volume, affine)
     image.set_sform(affine, "scanner")
     image.set_qform(affine, "scanner")

@@ -44,7 +44,7 @@ class Layout(NamedTuple):
     pixel_mm: float = 2.232
 
 
-def _layout(
+def lay_out(
     pixels: int, rows: Sequence[int], slices: Sequence[int], steps_mm: Sequence[float], pixel_mm: float
 ) -> tuple:
     """Lay six stations out downwards from 0, so that neighbours share 36 to 40 mm, a whole number of 3 mm steps."""
@@ -56,8 +56,8 @@ def _layout(
     return tuple(stations)
 
 
-FULL = _layout(224, (168, 174, 174, 174, 162, 156), (64, 44, 44, 44, 72, 64), (3, 4.5, 4.5, 4.5, 3.5, 4), 2.232)
-SMALL = _layout(44, (34, 36, 36, 36, 32, 30), (11,) * 6, (18,) * 6, 11.0)
+FULL = lay_out(224, (168, 174, 174, 174, 162, 156), (64, 44, 44, 44, 72, 64), (3, 4.5, 4.5, 4.5, 3.5, 4), 2.232)
+SMALL = lay_out(44, (34, 36, 36, 36, 32, 30), (11,) * 6, (18,) * 6, 11.0)
 """A fifth of the pixels, slices 18 mm apart, every station on one grid."""
 
 
