@@ -12,9 +12,11 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 from nibabel.processing import resample_from_to
 from scipy.ndimage import map_coordinates
 
+from scripts.common.files import write_table
 from scripts.common.names import stem
 from scripts.common.organs import ORGANS
 from tools.label_cohort import make_subject, write_nifti
@@ -63,7 +65,7 @@ def intensities_of(label: np.ndarray, affine: np.ndarray, seed: int) -> Intensit
 
 
 def write_cohort(out: Path, *, subjects: int, error_rate: float = 0.1, seed: int = 0) -> None:
-    """Write `archives`, and in `phantoms` the label map of each body, with errors and without.
+    """Write `archives`, in `phantoms` the label map of each body, with errors and without, and `errors.csv`.
 
     Args:
         out: folder of the cohort.
@@ -71,15 +73,18 @@ def write_cohort(out: Path, *, subjects: int, error_rate: float = 0.1, seed: int
         error_rate: see `tools.label_errors.inject_errors`.
         seed: the same seed gives the same cohort.
     """
+    rows = []
     for index in range(subjects):
         person = make_subject(seed, index, error_rate=error_rate)
         corners = nib.affines.apply_affine(person.affine, np.argwhere(person.clean))
         affine = nib.affines.from_matvec(np.eye(3), [0, 0, -corners[:, 2].max()]) @ person.affine
         subject = str(1000001 + index)
+        rows += [(f"{subject}_2_0", label, kind) for label, kind in person.errors]
         for name, label in zip(MAPS, (person.corrupted, person.clean), strict=True):
             write_nifti(label, affine, out / "phantoms" / name / f"{subject}_2_0.nii.gz")
         stations = whole_body(subject, LAYOUT, intensities=intensities_of(person.clean, affine, index))
         write_archive(out / "archives" / f"{subject}_20201_2_0.zip", flat(stations))
+    write_table(pd.DataFrame(rows, columns=["case", "label", "kind"]), out / "errors.csv")
 
 
 def write_labels(out: Path) -> None:
