@@ -132,14 +132,16 @@ def clean(out: Path, cohort: Path) -> Step:
     rejected = decisions[decisions["decision"] == "reject"]
     merged = rejected.merge(wrong, on=["case", "label"], how="left", indicator=True)
     found, others = int((merged["_merge"] == "both").sum()), int((merged["_merge"] == "left_only").sum())
-    text = f"Of {len(wrong)} wrong labels the filter rejected {found}, and {others} of the "
-    text += f"{len(decisions) - len(wrong)} right ones. It was fitted on {FILTER_SUBJECTS} other label maps, with errors too. What it rejects (white) carries "
-    text += "no loss."
+    right = len(decisions) - len(wrong)
+    text = (
+        f"Of {len(wrong)} wrong labels the filter rejected {found}, and {others} of {right} right ones. It was fitted "
+    )
+    text += f"on {FILTER_SUBJECTS} other label maps, with errors too. What it rejects (white) carries no loss."
     case = str(wrong["case"].mode()[0])
     maps = {"labels": out / "labels", "cleaned": out / "cleaned", "without errors": out / "truth"}
     files = {name: next(folder.glob(f"{case}*.nii.gz")) for name, folder in maps.items()}
     draw_label_maps(files, out / "cleaned.png")
-    table = merged[["case", "organ_x", "reason", "kind"]].set_axis(["case", "rejected", "reason", "true error"], axis=1)
+    table = merged[["case", "organ", "reason", "kind"]].set_axis(["case", "rejected", "reason", "true error"], axis=1)
     links = {"QC report": out / "cleaned" / "qc" / "index.html"}
     return Step("Noisy labels, cleaned (SOLF)", text, commands, [out / "cleaned.png"], links, table.set_index("case"))
 
