@@ -21,9 +21,8 @@ _HEAD = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
 img {{ max-width: 100%; background: #000 }} table {{ border-collapse: collapse; margin: 1rem 0 }}
-th, td {{ padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #ddd }}
-th:first-child {{ text-align: left }}
-pre {{ background: #f4f4f4; padding: .6rem; overflow-x: auto; font-size: 13px }} h2 {{ margin-top: 3rem }}
+th, td {{ padding: .2rem .8rem; text-align: left; border-bottom: 1px solid #ddd }}
+pre {{ background: #f4f4f4; padding: .6rem; white-space: pre-wrap; font-size: 13px }} h2 {{ margin-top: 3rem }}
 </style></head><body><h1>{title}</h1>
 """
 
@@ -59,7 +58,7 @@ def write_page(path: Path, steps: Sequence[Step], *, title: str) -> None:
             name = html.escape(_relative(picture, path))
             parts.append(f'<p><a href="{name}"><img src="{name}" alt="{html.escape(step.title)}"></a></p>\n')
         if step.table is not None:
-            parts.append(step.table.to_html(border=0, float_format="%.3f", na_rep=""))
+            parts.append(step.table.reset_index().to_html(index=False, border=0, float_format="%.3f", na_rep=""))
         for text, target in step.links.items():
             parts.append(f'<p><a href="{html.escape(_relative(target, path))}">{html.escape(text)}</a></p>\n')
     write_text(path, "".join([*parts, "</body></html>\n"]))
