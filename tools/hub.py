@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from monai.bundle import push_to_hf_hub
+from monai.utils import OptionalImportError
 
 from scripts.common.errors import InputError
 from tools.verify import verify
@@ -38,7 +39,7 @@ def push(path: Path, repo: str, *, tag: bool = False, private: bool = True) -> s
         private: whether others may not see it.
 
     Raises:
-        InputError: `tools.verify.verify` refuses the file.
+        InputError: `tools.verify.verify` refuses the file, or huggingface_hub is missing.
     """
     for note in verify(path):
         logger.warning("%s: %s", path.name, note)
@@ -48,7 +49,10 @@ def push(path: Path, repo: str, *, tag: bool = False, private: bool = True) -> s
         page = Path(folder, name, PAGE)
         page.write_text(_LINK.sub(r"](docs/\1)", page.read_text(encoding="utf-8")), encoding="utf-8")
         options = {"private": private, "version": version if tag else None, "ignore_patterns": [PAGE]}
-        return str(push_to_hf_hub(repo=repo, name=name, bundle_dir=folder, **options))
+        try:
+            return str(push_to_hf_hub(repo=repo, name=name, bundle_dir=folder, **options))
+        except OptionalImportError as error:
+            raise InputError("huggingface_hub is missing: pip install huggingface_hub.") from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

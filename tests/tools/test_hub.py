@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from monai.bundle import scripts as monai_scripts
+from monai.utils import optional_import
 
 from tools.hub import main, push
 from tools.pack import ROOT, pack
@@ -72,3 +73,9 @@ def test_file_that_is_no_bundle_is_not_uploaded(hub, tmp_path):
     (tmp_path / "x_v1.0.0.zip").write_bytes(b"no zip")
     assert main([str(tmp_path / "x_v1.0.0.zip"), "user/bundle"]) == 1
     assert hub.calls == []
+
+
+def test_missing_package_is_named(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(monai_scripts, "huggingface_hub", optional_import("no_such_package")[0])
+    assert main([str(pack(ROOT / "bundles" / "solf_filter", tmp_path)), "user/bundle"]) == 1
+    assert "error: huggingface_hub is missing: pip install huggingface_hub." in caplog.text
