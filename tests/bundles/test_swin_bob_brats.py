@@ -130,7 +130,7 @@ def test_older_labels_give_the_same_regions_and_the_log_names_them(
 
 
 def test_prepared_cases_from_files_are_those_prepared_anew(brain_data, tmp_path):
-    kept = {"dataset": "persistent", "cache_dir": str(tmp_path / "cache")}
+    kept = {"dataset": "store", "cache_dir": str(tmp_path / "cache")}
     written, read = (training_case(brain_data, tmp_path, **kept) for _ in range(2))
     plain = training_case(brain_data, tmp_path)
     assert len(list((tmp_path / "cache").rglob("*.pt"))) > 0

@@ -168,7 +168,7 @@ def test_mixed_precision_can_be_switched_off_from_the_command_line(torso_data):
 
 
 def test_cases_prepared_on_disk_train_and_evaluate_as_those_in_memory(torso_data, trained, tmp_path):
-    on_disk = {"dataset": "persistent", "cache_dir": str(tmp_path / "cache")}
+    on_disk = {"dataset": "store", "cache_dir": str(tmp_path / "cache")}
     settings = training_settings(torso_data, tmp_path, max_epochs=4, val_interval=4, **on_disk)
     run_bundle(BUNDLE, ["train.json"], **settings)
     assert_same_weights(
