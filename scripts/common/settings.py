@@ -23,7 +23,8 @@ def declarations() -> dict[str, Declaration]:
     """Return setting to declaration, a JSON schema (draft 7) whose description is the meaning of the setting.
 
     `notAbove` names a setting that this one must not exceed: its value or, of a list, its length. `default` stands in
-    the docs for a default that depends on the machine, `renamed` the new names of values. An id with `#` is an argument of a component.
+    the docs for a default that depends on the machine. `renamed` has the new names of values. An id with `#` is an
+    argument of a component.
     """
     return json.loads((Path(__file__).parent / "assets" / "settings.json").read_text(encoding="utf-8"))
 

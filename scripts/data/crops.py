@@ -10,57 +10,12 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, MultiSampleTrait, Randomizable, Transform
+from monai.transforms import MapTransform, MultiSampleTrait, Randomizable
 from monai.utils import ImageMetaKey, MetaKeys, convert_to_tensor
 
 from scripts.common.errors import InputError
+from scripts.data.places import PLACES, Places
 from scripts.data.store import ChunkedVolume
-
-PLACES = "places"
-"""Key of the places of a case: class id, 0 for background, to its number of voxels and the flat indices of some."""
-MAX_PLACES = 2000
-Places = Mapping[int, tuple[int, torch.Tensor]]
-
-
-class ForegroundPlacesd(Transform):
-    """List voxels of each class, and of the background inside of the body, for `RandCropByPlacesd`.
-
-    It is not random, so that every dataset that keeps prepared cases keeps the list with them: a crop then needs no
-    look at the whole label. Of a class with more voxels, `MAX_PLACES` are drawn, the same ones every time. The voxels
-    of `ignored_label`, if the item has one, are in no list.
-
-    Args:
-        label_key: key of the label.
-        image_key: key of the image; background is where the label is 0 and a channel above `image_threshold`.
-        image_threshold: in the unit of the image.
-
-    Shape:
-        label: (1, X, Y, Z), class ids. Image: (C, X, Y, Z).
-
-    >>> case = {"image": torch.ones(1, 1, 1, 4), "label": torch.tensor([[[[0, 2, 0, 2]]]])}
-    >>> ForegroundPlacesd()(case)["places"][2]
-    (2, tensor([1, 3], dtype=torch.int32))
-    """
-
-    def __init__(self, *, label_key: str = "label", image_key: str = "image", image_threshold: float = 0.0) -> None:
-        self.label_key, self.image_key, self.image_threshold = label_key, image_key, image_threshold
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Add the places of a case."""
-        label, image = (convert_to_tensor(data[key]).cpu().numpy() for key in (self.label_key, self.image_key))
-        if label.shape != (1, *image.shape[1:]):
-            raise InputError(f"label is {label.shape}, image {image.shape}: give class ids (1, X, Y, Z) on its grid.")
-        rng = np.random.default_rng(0)
-        foreground = np.flatnonzero(label)
-        ids = label.reshape(-1)[foreground]
-        ids = ids.astype(np.min_scalar_type(int(ids.max(initial=0))))
-        foreground = foreground[np.argsort(ids, kind="stable")]
-        classes, counts = np.unique(ids, return_counts=True)
-        lists = dict(zip(classes.tolist(), np.split(foreground, np.cumsum(counts))[:-1], strict=True))
-        lists.pop(data.get("ignored_label"), None)
-        body = (image > self.image_threshold).any(axis=0)
-        lists[0] = np.flatnonzero((label[0] == 0) & body)
-        return {**data, PLACES: {key: (len(at), _some(at, rng)) for key, at in lists.items() if len(at)}}
 
 
 class RandCropByPlacesd(Randomizable, MapTransform, MultiSampleTrait):
@@ -147,13 +102,6 @@ class RandCropByPlacesd(Randomizable, MapTransform, MultiSampleTrait):
             {**deepcopy(rest), **{key: _crop(value, start, self.spatial_size, n) for key, value in volumes.items()}}
             for n, start in enumerate(starts)
         ]
-
-
-def _some(at: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
-    """Return at most `MAX_PLACES` of the indices, ascending."""
-    if len(at) > MAX_PLACES:
-        at = at[np.sort(rng.choice(len(at), MAX_PLACES, replace=False, shuffle=False))]
-    return torch.from_numpy(at.astype(np.int32))
 
 
 def _crop(volume: torch.Tensor | ChunkedVolume, start: np.ndarray, size: Sequence[int], number: int) -> torch.Tensor:

@@ -177,8 +177,8 @@ def _grow(steps: Sequence[int], shape: Sequence[int], limit: int) -> tuple[int, 
     box, axes = list(steps), set(range(len(steps)))
     while axes:
         axis = min(sorted(axes, reverse=True), key=lambda axis: box[axis])
-        longer = [size + steps[n] * (n == axis) for n, size in enumerate(box)]
-        if box[axis] >= shape[axis] or np.prod(longer) > limit:
+        longer = [min(size + steps[n] * (n == axis), shape[n]) for n, size in enumerate(box)]
+        if longer == box or np.prod(longer) > limit:
             axes.remove(axis)
         else:
             box = longer
@@ -217,7 +217,7 @@ def _write_volume(volume: torch.Tensor, path: Path) -> dict[str, int]:
 
 def _compact(array: np.ndarray) -> np.ndarray:
     """Return whole numbers as the smallest integers that hold exactly the same values, other arrays as they are."""
-    low, high = array.min(), array.max()
+    low, high = array.min().item(), array.max().item()
     if array.dtype == bool or not np.isfinite([low, high]).all():
         return array
     for dtype in _INTEGERS:

@@ -495,7 +495,7 @@ def refused_training(data, tmp_path, **more):
 
 def test_dataset_of_another_kind_is_refused(torso_data, tmp_path):
     said = refused_training(torso_data, tmp_path, dataset="disk")
-    assert said.endswith("dataset is 'disk': give cache (memory), persistent (files in cache_dir) or plain.")
+    assert said.endswith("dataset is 'disk': give cache (memory), store (files in cache_dir) or plain.")
 
 
 def test_no_validation_cases_end_the_run_before_the_first_epoch(torso_data, tmp_path):

@@ -323,35 +323,45 @@ def test_case_prepared_twice_gives_the_same_bytes(cases, tmp_path):
     assert first.read_bytes() == second.read_bytes()
 
 
-# Killed runs and corrupted files
+# Killed runs and damaged files
 
 
 KILLED_WHILE_WRITING = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 import torch
+from pathlib import Path
 from monai.transforms import Compose, EnsureTyped
 from scripts.data.datasets import StoredCaseDataset
 def half(content, file):
     file.write(b"half a file")
     file.flush()
     os.kill(os.getpid(), signal.SIGKILL)
-torch.save = half
-StoredCaseDataset([], Compose([EnsureTyped("image")]), cache_dir=sys.argv[2]).prepared({"image": 1.0})
+def half_volume(path, frame):
+    with path.open("wb") as file:
+        half(None, file)
+if sys.argv[3] == "volume":
+    Path.write_bytes = half_volume
+else:
+    torch.save = half
+case = {"image": torch.ones((1, 4, 4, 4))}
+StoredCaseDataset([], Compose([EnsureTyped("image")]), cache_dir=sys.argv[2]).prepared(case)
 """
 
 
-def test_killed_run_leaves_no_file_that_is_read(tmp_path):
+@pytest.mark.parametrize("part", ["volume", "rest"])
+def test_killed_run_leaves_no_file_that_is_read(part, tmp_path):
     folder = tmp_path / "cache"
-    arguments = [sys.executable, "-c", KILLED_WHILE_WRITING, str(ROOT), str(folder)]
+    arguments = [sys.executable, "-c", KILLED_WHILE_WRITING, str(ROOT), str(folder), part]
     done = subprocess.run(arguments, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     (half,) = folder.rglob(".tmp-*")
     assert files(tmp_path) == []
-    dataset = StoredCaseDataset([{"image": 1.0}], Compose([EnsureTyped("image")]), cache_dir=folder)
+    case = {"image": torch.ones((1, 4, 4, 4))}
+    dataset = StoredCaseDataset([case], Compose([EnsureTyped("image")]), cache_dir=folder)
     assert half.parent == dataset.cache_dir
     assert half.exists(), "another process may be writing it"
-    assert dataset[0]["image"] == 1.0
+    assert torch.equal(dataset[0]["image"], case["image"])
     old = time.time() - 2 * datasets.LEFTOVER_AGE_S
     os.utime(half, (old, old))
     StoredCaseDataset([], Compose([EnsureTyped("image")]), cache_dir=folder)
@@ -365,20 +375,42 @@ DAMAGES = {
     "first bytes": lambda whole: whole[:100],
     "text": lambda whole: b"not a PyTorch checkpoint",
     "zeros at the start": lambda whole: bytes(2000) + whole[2000:],
-    "one byte": lambda whole: whole[:2000] + bytes([whole[2000] ^ 1]) + whole[2001:],
+    "one bit": lambda whole: whole[:2000] + bytes([whole[2000] ^ 1]) + whole[2001:],
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_corrupted_file_is_written_again(damage, cases, tmp_path, caplog):
+@pytest.mark.parametrize("ending", [".pt", ".image.b2nd"])
+@pytest.mark.parametrize("damage", [*DAMAGES, "missing"])
+def test_damaged_case_is_prepared_again(damage, ending, cases, tmp_path, caplog):
     expected = make(cases, "store", tmp_path)[0]["image"]
-    (path,) = files(tmp_path)
+    (path,) = (tmp_path / "cache").rglob(f"[!.]*{ending}")
     whole = path.read_bytes()
-    path.write_bytes(DAMAGES[damage](whole))
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes(DAMAGES[damage](whole))
     image = make(cases, "store", tmp_path)[0]["image"]
     assert torch.equal(image.as_tensor(), expected.as_tensor())
-    assert "cannot be read" in caplog.text
-    assert len(path.read_bytes()) == len(whole)
+    assert ("cannot be read" in caplog.text) == ((damage, ending) != ("missing", ".pt"))
+    assert path.read_bytes() == whole
+
+
+def flip_a_bit(tmp_path):
+    (path,) = (tmp_path / "cache").rglob("[!.]*.b2nd")
+    whole = bytearray(path.read_bytes())
+    whole[2000] ^= 1
+    path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_checksums_are_compared_once_by_all_processes_of_a_run(num_workers, cases, tmp_path, caplog):
+    dataset = make(cases[:1], "store", tmp_path)
+    loader = DataLoader(dataset, num_workers=num_workers)
+    list(loader)
+    flip_a_bit(tmp_path)
+    list(loader)
+    assert runs() == 1
+    list(DataLoader(make(cases[:1], "store", tmp_path), num_workers=num_workers))
+    assert runs() == 2
 
 
 class Harmful:
@@ -406,7 +438,7 @@ def test_full_disk_is_refused_with_the_file(cases, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
-        with pytest.raises(InputError, match=r"\.pt: cannot be written \(File too large\); check the folder"):
+        with pytest.raises(InputError, match=r"\.image\.b2nd: cannot be written \(File too large\); check the folder"):
             dataset.prepared(cases[0])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -443,7 +475,9 @@ def test_indices_may_be_negative_numpy_integers_or_slices(cases, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kind": "disk"}, "dataset is 'disk': give cache (memory), persistent (files in cache_dir) or plain."),
+        ({"kind": "disk"}, "dataset is 'disk': give cache (memory), store (files in cache_dir) or plain."),
+        ({"kind": "persistent"}, "dataset is 'persistent': persistent is now called store; give cache (memory), store"),
+        ({"mmap": "maybe"}, "store_mmap is 'maybe': give true or false."),
         ({"kind": True}, "dataset is True: give cache (memory)"),
         ({"cache_rate": 1.5}, "cache_rate is 1.5: give the fraction of cases to keep in memory, 0 to 1."),
         ({"cache_rate": float("nan")}, "cache_rate is nan: give the fraction of cases to keep in memory, 0 to 1."),
