@@ -82,13 +82,14 @@ class RandCropByPlacesd(Randomizable, MapTransform, MultiSampleTrait):
     def _draw_place(self, places: Places, voxels: int) -> int:
         """Draw the flat index of a centre, any voxel if there are no places."""
         wants_foreground = self.R.random_sample() < self.foreground_share
-        foreground, background = [key for key in places if key], [key for key in places if not key]
+        classes = places["classes"]
+        foreground, background = [key for key in classes if key], [key for key in classes if not key]
         keys = (foreground or background) if wants_foreground else (background or foreground)
         if not keys:
             return self.R.randint(voxels)
-        weights = np.array([1 if self.class_balanced else places[key][0] for key in keys], dtype=float)
-        at = places[keys[self.R.choice(len(keys), p=weights / weights.sum())]][1]
-        return int(at[self.R.randint(len(at))])
+        weights = np.array([1 if self.class_balanced else classes[key][0] for key in keys], dtype=float)
+        _, first, end = classes[keys[self.R.choice(len(keys), p=weights / weights.sum())]]
+        return int(places["at"][self.R.randint(first, end)])
 
     def __call__(self, data: Mapping[Hashable, Any]) -> list[dict[Hashable, Any]]:
         """Cut the crops of a case."""

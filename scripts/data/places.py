@@ -16,9 +16,12 @@ from monai.utils import convert_to_tensor
 from scripts.common.errors import InputError
 
 PLACES = "places"
-"""Key of the places of a case: class id, 0 for background, to its number of voxels and the flat indices of some."""
 MAX_PLACES = 2000
-Places = Mapping[int, tuple[int, torch.Tensor]]
+Places = Mapping[str, Any]
+"""`classes`: class id, 0 for background, to its number of voxels and a range of `at`, flat indices of some of them.
+
+One tensor, because reading many takes longer than reading a crop.
+"""
 
 
 class ForegroundPlacesd(Transform):
@@ -37,8 +40,8 @@ class ForegroundPlacesd(Transform):
         label: (1, X, Y, Z), class ids. Image: (C, X, Y, Z).
 
     >>> case = {"image": torch.ones(1, 1, 1, 4), "label": torch.tensor([[[[0, 2, 0, 2]]]])}
-    >>> ForegroundPlacesd()(case)["places"][2]
-    (2, tensor([1, 3], dtype=torch.int32))
+    >>> ForegroundPlacesd()(case)["places"]
+    {'classes': {0: (2, 0, 2), 2: (2, 2, 4)}, 'at': tensor([0, 2, 1, 3], dtype=torch.int32)}
     """
 
     def __init__(self, *, label_key: str = "label", image_key: str = "image", image_threshold: float = 0.0) -> None:
@@ -58,12 +61,16 @@ class ForegroundPlacesd(Transform):
         lists = dict(zip(classes.tolist(), np.split(foreground, np.cumsum(counts))[:-1], strict=True))
         lists.pop(data.get("ignored_label"), None)
         body = (image > self.image_threshold).any(axis=0)
-        lists[0] = np.flatnonzero((label[0] == 0) & body)
-        return {**data, PLACES: {key: (len(at), _some(at, rng)) for key, at in lists.items() if len(at)}}
+        lists = {0: np.flatnonzero((label[0] == 0) & body), **lists}
+        kept = [_some(at, rng) for at in lists.values()]
+        ends = np.cumsum([0, *map(len, kept)]).tolist()
+        ranges = zip(lists.items(), ends[:-1], ends[1:], strict=True)
+        places = {key: (len(at), first, end) for (key, at), first, end in ranges if len(at)}
+        return {**data, PLACES: {"classes": places, "at": torch.from_numpy(np.concatenate(kept).astype(np.int32))}}
 
 
-def _some(at: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
+def _some(at: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return at most `MAX_PLACES` of the indices, ascending."""
-    if len(at) > MAX_PLACES:
-        at = at[np.sort(rng.choice(len(at), MAX_PLACES, replace=False, shuffle=False))]
-    return torch.from_numpy(at.astype(np.int32))
+    if len(at) <= MAX_PLACES:
+        return at
+    return at[np.sort(rng.choice(len(at), MAX_PLACES, replace=False, shuffle=False))]

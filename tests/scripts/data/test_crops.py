@@ -79,7 +79,7 @@ def test_store_gives_the_crops_of_tensors(shape, mmap, tmp_path):
 
 @pytest.mark.parametrize(("corner", "first"), [((0, 0, 0), (0, 0, 0)), ((29, 27, 25), (18, 16, 14))])
 def test_crops_at_borders_lie_inside(corner, first):
-    places = {3: (1, torch.tensor([np.ravel_multi_index(corner, (30, 28, 26))]))}
+    places = {"classes": {3: (1, 0, 1)}, "at": torch.tensor([np.ravel_multi_index(corner, (30, 28, 26))])}
     assert [start.tolist() for start in cropper(samples=1, neg=0).randomize(places, (30, 28, 26))] == [list(first)]
 
 
@@ -87,7 +87,7 @@ def test_crops_at_borders_lie_inside(corner, first):
 def test_shares_of_classes(balanced):
     """Half of the centres are background; of the rest, classes have the share of their voxels, or the same one."""
     shape = (60, 60, 60)
-    places = {key: (count, torch.tensor([key])) for key, count in ((0, 10_000), (1, 900), (2, 100))}
+    places = {"classes": {0: (10_000, 0, 1), 1: (900, 1, 2), 2: (100, 2, 3)}, "at": torch.arange(3)}
     cut = cropper(size=(1, 1, 1), samples=4000, class_balanced=balanced)
     found = Counter(int(np.ravel_multi_index(start, shape)) for start in cut.randomize(places, shape))
     expected = {0: 0.5, 1: 0.25, 2: 0.25} if balanced else {0: 0.5, 1: 0.45, 2: 0.05}
@@ -97,13 +97,13 @@ def test_shares_of_classes(balanced):
 
 def test_without_foreground_all_crops_are_background_and_the_other_way_round():
     for only in (0, 5):
-        places = {only: (1, torch.tensor([0]))}
+        places = {"classes": {only: (1, 0, 1)}, "at": torch.tensor([0])}
         assert {tuple(start) for start in cropper(size=(1, 1, 1)).randomize(places, (9, 9, 9))} == {(0, 0, 0)}
 
 
 def test_case_of_air_is_cut_anywhere():
     air = ForegroundPlacesd()({"image": torch.zeros(1, 20, 20, 20), "label": torch.zeros(1, 20, 20, 20)})
-    assert air[PLACES] == {}
+    assert air[PLACES]["classes"] == {}
     assert len({tuple(start) for start in cropper(size=(4, 4, 4)).randomize(air[PLACES], (20, 20, 20))}) == 8
 
 

@@ -10,6 +10,12 @@ from scripts.common.errors import InputError
 from scripts.data.places import MAX_PLACES, PLACES, ForegroundPlacesd
 
 
+def lists(item, **options):
+    """Class id to its number of voxels and its places."""
+    places = ForegroundPlacesd(**options)(item)[PLACES]
+    return {key: (count, places["at"][first:end]) for key, (count, first, end) in places["classes"].items()}
+
+
 def case(shape=(9, 8, 7), classes=4, seed=0, dtype=torch.float32):
     rng = np.random.default_rng(seed)
     label = torch.from_numpy(rng.integers(0, classes, (1, *shape))).to(dtype)
@@ -19,7 +25,7 @@ def case(shape=(9, 8, 7), classes=4, seed=0, dtype=torch.float32):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8, torch.int64])
 def test_places_of_few_voxels_are_those_of_monai(dtype):
-    found = ForegroundPlacesd()(case(dtype=dtype))[PLACES]
+    found = lists(case(dtype=dtype))
     monai = FgBgToIndicesd("label", image_key="image")(case(dtype=dtype))
     assert found[0][1].tolist() == monai["label_bg_indices"].tolist()
     foreground = torch.cat([found[key][1] for key in (1, 2, 3)])
@@ -32,8 +38,8 @@ def test_places_of_few_voxels_are_those_of_monai(dtype):
 
 def test_of_many_voxels_some_are_drawn_the_same_ones_every_time():
     large = case(shape=(40, 40, 40), classes=3)
-    found = ForegroundPlacesd()(large)[PLACES]
-    again = ForegroundPlacesd()({**large, "label": large["label"].to(torch.int16)})[PLACES]
+    found = lists(large)
+    again = lists({**large, "label": large["label"].to(torch.int16)})
     for key in (0, 1, 2):
         count, at = found[key]
         assert count > MAX_PLACES
@@ -47,8 +53,8 @@ def test_of_many_voxels_some_are_drawn_the_same_ones_every_time():
 def test_background_is_where_a_channel_is_above_the_threshold():
     label = torch.tensor([[[[0, 0, 0, 5]]]])
     image = torch.tensor([[[[0.0, 2.0, 0.0, 0.0]]], [[[0.0, 0.0, 3.0, 0.0]]]])
-    assert ForegroundPlacesd()({"image": image, "label": label})[PLACES][0][1].tolist() == [1, 2]
-    above = ForegroundPlacesd(image_threshold=2.5)({"image": image, "label": label})[PLACES]
+    assert lists({"image": image, "label": label})[0][1].tolist() == [1, 2]
+    above = lists({"image": image, "label": label}, image_threshold=2.5)
     assert above[0][1].tolist() == [2]
 
 
@@ -56,11 +62,11 @@ def test_background_is_where_a_channel_is_above_the_threshold():
 def test_ignored_voxels_are_in_no_list(dtype):
     label = torch.tensor([[[[0, 255, 1]]]], dtype=dtype)
     item = {"image": torch.ones(1, 1, 1, 3), "label": label, "ignored_label": 255}
-    assert {key: at.tolist() for key, (_, at) in ForegroundPlacesd()(item)[PLACES].items()} == {0: [0], 1: [2]}
+    assert {key: at.tolist() for key, (_, at) in lists(item).items()} == {0: [0], 1: [2]}
 
 
 def test_label_without_foreground_and_image_of_air_have_no_lists():
-    assert ForegroundPlacesd()({"image": torch.zeros(1, 2, 2, 2), "label": torch.zeros(1, 2, 2, 2)})[PLACES] == {}
+    assert lists({"image": torch.zeros(1, 2, 2, 2), "label": torch.zeros(1, 2, 2, 2)}) == {}
 
 
 def test_label_of_regions_or_on_another_grid_is_refused():
