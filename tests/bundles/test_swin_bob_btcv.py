@@ -185,6 +185,16 @@ def test_cases_prepared_on_disk_train_and_evaluate_as_those_in_memory(torso_data
     assert len({(tmp_path / name / "scores.csv").read_bytes() for name in ("first", "read", "plain")}) == 1
 
 
+def test_store_that_was_built_ahead_is_what_the_training_reads(torso_data, tmp_path, caplog):
+    settings = training_settings(torso_data, tmp_path, cache_dir=str(tmp_path / "cache"), max_epochs=1)
+    run_bundle(BUNDLE, ["train.json"], run_id="build_store", **settings)
+    with caplog.at_level("INFO", logger="scripts.data.datasets"):
+        run_bundle(BUNDLE, ["train.json"], dataset="store", store_mmap="false", **settings)
+    assert "2 of 2 cases are prepared already" in caplog.text
+    assert "1 of 1 cases are prepared already" in caplog.text
+    assert (tmp_path / "models" / "model.pt").is_file()
+
+
 def test_fine_tuning_starts_from_the_given_weights(torso_data, trained, tmp_path, capfd):
     pretrained = str(trained / "models" / "model.pt")
     settings = training_settings(torso_data, tmp_path, max_epochs=1, pretrained=pretrained, learning_rate=0.0)
