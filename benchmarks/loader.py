@@ -53,7 +53,7 @@ from tools.label_body import draw_label_map
 RESULTS = Path(__file__).parent / "results"
 SHAPE, SPACING_MM = (224, 174, 370), (2.232, 2.232, 3.0)
 PATCH = (96, 96, 96)
-FILES, REPEATS = 3, 3
+FILES, REPEATS = 3, 2
 KEYS = ("image", "label")
 CROPS = {
     "store, memory maps": 40,

@@ -111,9 +111,11 @@ def _crop(volume: torch.Tensor | ChunkedVolume, start: np.ndarray, size: Sequenc
     box = [slice(max(0, first), end) for first, end in zip(start.tolist(), ends.tolist(), strict=True)]
     is_stored = isinstance(volume, ChunkedVolume)
     values = volume.part(box) if is_stored else convert_to_tensor(volume)[(slice(None), *box)]
-    crop = values.new_zeros((len(values), *size))
-    inside = [slice(part.start - first, part.stop - first) for part, first in zip(box, start.tolist(), strict=True)]
-    crop[(slice(None), *inside)] = values
+    crop = values if is_stored else values.clone()
+    if crop.shape[1:] != tuple(size):
+        crop = values.new_zeros((len(values), *size))
+        inside = [slice(part.start - first, part.stop - first) for part, first in zip(box, start.tolist(), strict=True)]
+        crop[(slice(None), *inside)] = values
     like = volume.like if is_stored else volume
     if not isinstance(like, MetaTensor):
         return crop

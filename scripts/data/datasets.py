@@ -38,7 +38,7 @@ def make_dataset(
     cache_dir: str | Path = "cache",
     cache_rate: float = 1.0,
     num_workers: int = 0,
-    mmap: bool | str = True,
+    mmap: bool | str = False,
     report_failures: bool = False,
 ) -> Dataset:
     """Make a dataset that keeps the result of the transforms before the first random one.
@@ -51,7 +51,8 @@ def make_dataset(
         cache_dir: folder of the files of `store`; runs, processes and data sets may share it.
         cache_rate: fraction of the cases that `cache` keeps; the others are prepared every time.
         num_workers: threads that fill the memory of `cache`.
-        mmap: whether `store` reads its files through memory maps; also "true" or "false".
+        mmap: whether `store` reads its files through memory maps, of which the system reads more ahead than a crop
+            needs; also "true" or "false".
         report_failures: give the reason in place of a case that cannot be prepared, for
             `scripts.inference.evaluator.CaseEvaluator`. It takes each case once, so that `cache` then is `plain`.
 
@@ -120,7 +121,7 @@ class StoredCaseDataset(Dataset):
     """
 
     def __init__(
-        self, data: Sequence[Mapping[str, Any]], transform: Compose, *, cache_dir: str | Path, mmap: bool = True
+        self, data: Sequence[Mapping[str, Any]], transform: Compose, *, cache_dir: str | Path, mmap: bool = False
     ) -> None:
         super().__init__(data, transform.flatten())
         import_blosc2()

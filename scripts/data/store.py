@@ -207,7 +207,7 @@ def _write_volume(volume: torch.Tensor, path: Path) -> dict[str, int]:
     blosc2 = import_blosc2()
     array = _compact(np.ascontiguousarray(convert_to_tensor(volume).cpu().numpy()))
     block, chunk = block_and_chunk(array.shape, array.itemsize)
-    options = {"codec": blosc2.Codec.ZSTD, "clevel": 1, "filters": [blosc2.Filter.SHUFFLE]}
+    options = {"codec": blosc2.Codec.LZ4, "clevel": 5, "filters": [blosc2.Filter.SHUFFLE]}
     parameters = blosc2.CParams(nthreads=1, **options)  # one thread, so that equal volumes give equal files
     frame = blosc2.asarray(array, blocks=block, chunks=chunk, cparams=parameters).to_cframe()
     with atomic_path(path) as temporary:

@@ -189,7 +189,7 @@ def test_store_that_was_built_ahead_is_what_the_training_reads(torso_data, tmp_p
     settings = training_settings(torso_data, tmp_path, cache_dir=str(tmp_path / "cache"), max_epochs=1)
     run_bundle(BUNDLE, ["train.json"], run_id="build_store", **settings)
     with caplog.at_level("INFO", logger="scripts.data.datasets"):
-        run_bundle(BUNDLE, ["train.json"], dataset="store", store_mmap="false", **settings)
+        run_bundle(BUNDLE, ["train.json"], dataset="store", store_mmap="true", **settings)
     assert "2 of 2 cases are prepared already" in caplog.text
     assert "1 of 1 cases are prepared already" in caplog.text
     assert (tmp_path / "models" / "model.pt").is_file()
