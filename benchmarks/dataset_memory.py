@@ -1,4 +1,4 @@
-"""Memory and time of `dataset: cache|persistent|plain`: `python -m benchmarks.dataset_memory`.
+"""Memory and time of `dataset: cache|store|plain`: `python -m benchmarks.dataset_memory`.
 
 Prepares phantoms by the deterministic transforms of swin_bob_btcv, each kind in a fresh process, and measures memory
 per further case, peak, file size and the time of later epochs. Writes `results/dataset_memory.csv`, and what whole
@@ -30,6 +30,7 @@ from benchmarks.restore import memory_mb
 from scripts.common.files import write_table
 from scripts.data.datalist import load_datalist
 from scripts.data.datasets import KINDS, make_dataset
+from scripts.data.store import case_bytes
 from tools.phantom import write_cohort
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,12 +80,12 @@ def measure(folder: Path, kind: str) -> dict[str, float]:
     later = seconds_per_case(rest)
     gc.collect()
     now, peak = memory_mb("VmRSS"), memory_mb("VmHWM")
-    files = [rest.file_of(case) for case in cases[FEW:]] if kind == "persistent" else []
+    files = [rest.file_of(case) for case in cases[FEW:]] if kind == "store" else []
     return {
         "tensors_mb_per_case": sum(tensors_mb(rest[index]) for index in range(len(rest))) / len(rest),
         "memory_mb_per_case": (now - before) / len(rest),
         "peak_mb_above_start": peak - before,
-        "file_mb_per_case": sum(file.stat().st_size for file in files) / 2**20 / len(rest),
+        "file_mb_per_case": sum(case_bytes(file) for file in files) / 2**20 / len(rest),
         "later_epoch_s": later,
     }
 
@@ -108,17 +109,15 @@ def extrapolated(table: pd.DataFrame, data_sets: Mapping[str, int], shape: Seque
     """Scale the measured bytes per byte of tensor to data sets of float32 volumes that keep their shape."""
     by_kind = table.set_index("dataset")
     memory_ratio = by_kind.loc["cache", "memory_mb_per_case"] / by_kind.loc["cache", "tensors_mb_per_case"]
-    file_ratio = by_kind.loc["persistent", "file_mb_per_case"] / by_kind.loc["persistent", "tensors_mb_per_case"]
     rows = []
     for name, channels in data_sets.items():
-        case_bytes = 4 * channels * shape[0] * shape[1] * shape[2]
+        tensor_bytes = 4 * channels * shape[0] * shape[1] * shape[2]
         rows.append(
             {
                 "data": name,
                 "cases": cases,
-                "tensors_mb_per_case": case_bytes / 2**20,
-                "cache_memory_gb": cases * case_bytes * memory_ratio / 1e9,
-                "persistent_files_gb": cases * case_bytes * file_ratio / 1e9,
+                "tensors_mb_per_case": tensor_bytes / 2**20,
+                "cache_memory_gb": cases * tensor_bytes * memory_ratio / 1e9,
             }
         )
     return pd.DataFrame(rows)

@@ -23,7 +23,8 @@ def declarations() -> dict[str, Declaration]:
     """Return setting to declaration, a JSON schema (draft 7) whose description is the meaning of the setting.
 
     `notAbove` names a setting that this one must not exceed: its value or, of a list, its length. `default` stands in
-    the docs for a default that depends on the machine. An id with `#` is an argument of a component.
+    the docs for a default that depends on the machine. `renamed` has the new names of values. An id with `#` is an
+    argument of a component.
     """
     return json.loads((Path(__file__).parent / "assets" / "settings.json").read_text(encoding="utf-8"))
 
@@ -101,7 +102,8 @@ def _describe_number(declaration: Declaration, *, whole: bool, plural: str = "")
 
 def _fix(value: Any, declaration: Declaration) -> str:
     """Describe what to give, with the nearest valid multiples."""
-    fix = f"give {describe(declaration)}"
+    renamed = declaration.get("renamed", {}).get(value) if isinstance(value, str) else None
+    fix = f"give {describe(declaration)}" + (f"; {value} is now called {renamed}" if renamed else "")
     step = _items(declaration).get("multipleOf")
     numbers = value if isinstance(value, list | tuple) else [value]
     if step and all(isinstance(number, int) for number in numbers):

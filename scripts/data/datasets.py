@@ -1,37 +1,33 @@
-"""Datasets that cache the result of the deterministic transforms in memory, in files, or not at all."""
+"""Datasets that keep the result of the deterministic transforms in memory, in a store, or not at all."""
 
 from __future__ import annotations
 
 import logging
 import os
 import time
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from monai.data import CacheDataset, Dataset
 from monai.transforms import Compose, RandomizableTrait, Transform, reset_ops_id
-from monai.utils import LazyAttr, MetaKeys, SpaceKeys, TraceKeys
 
 from scripts.common.errors import InputError
-from scripts.common.files import atomic_path, require_writable
+from scripts.common.files import require_writable
 from scripts.common.fingerprint import file_state, fingerprint
+from scripts.common.flags import parse_flag
 from scripts.common.ranks import is_rank0
+from scripts.data.crops import RandCropByPlacesd
+from scripts.data.store import FORMAT, import_blosc2, read_case, read_volumes, write_case
 from scripts.inference.evaluator import CaseDataset
 
 logger = logging.getLogger(__name__)
 
-KINDS = ("cache", "persistent", "plain")
+KINDS = ("cache", "store", "plain")
 LEFTOVER_AGE_S = 3600.0
-# What metadata holds besides tensors: arrays of numbers and text, and MONAI's enums. Loading them runs no code.
-_NUMPY_DTYPES = [type(np.dtype(code)) for code in "?bBhHiIlLqQefdgFDSU"]
-_SAFE_GLOBALS = [np.ndarray, np.dtype, *_NUMPY_DTYPES, np.array(0).__reduce__()[0], np.float64(0).__reduce__()[0]]
-_SAFE_GLOBALS += [TraceKeys, MetaKeys, SpaceKeys, LazyAttr]
 
 
 def make_dataset(
@@ -42,24 +38,27 @@ def make_dataset(
     cache_dir: str | Path = "cache",
     cache_rate: float = 1.0,
     num_workers: int = 0,
+    mmap: bool | str = False,
     report_failures: bool = False,
 ) -> Dataset:
-    """Make a dataset that caches the result of the transforms before the first random one.
+    """Make a dataset that keeps the result of the transforms before the first random one.
 
     Args:
         data: cases of a datalist.
         transform: deterministic transforms, then random ones.
-        kind: `cache` keeps prepared cases in the memory of each process, `persistent` in files in `cache_dir`,
+        kind: `cache` keeps prepared cases in the memory of each process, `store` in compressed files in `cache_dir`,
             `plain` prepares them every time.
-        cache_dir: folder of the files of `persistent`; runs, processes and data sets may share it.
+        cache_dir: folder of the files of `store`; runs, processes and data sets may share it.
         cache_rate: fraction of the cases that `cache` keeps; the others are prepared every time.
         num_workers: threads that fill the memory of `cache`.
+        mmap: whether `store` reads its files through memory maps, of which the system reads more ahead than a crop
+            needs; also "true" or "false".
         report_failures: give the reason in place of a case that cannot be prepared, for
             `scripts.inference.evaluator.CaseEvaluator`. It takes each case once, so that `cache` then is `plain`.
 
     Raises:
         InputError: `kind` is unknown, `cache_rate` is outside 0..1, `num_workers` is negative, or see
-            `PersistentCaseDataset`.
+            `StoredCaseDataset`.
 
     >>> from monai.transforms import Lambdad
     >>> double = Compose([Lambdad("image", lambda image: 2 * image)])
@@ -68,60 +67,75 @@ def make_dataset(
     [2, 4]
     """
     if kind not in KINDS:
-        raise InputError(f"dataset is {kind!r}: give cache (memory), persistent (files in cache_dir) or plain.")
+        renamed = "persistent is now called store; " if kind == "persistent" else ""
+        raise InputError(f"dataset is {kind!r}: {renamed}give cache (memory), store (files in cache_dir) or plain.")
     if not isinstance(cache_rate, int | float) or not 0 <= cache_rate <= 1:
         raise InputError(f"cache_rate is {cache_rate!r}: give the fraction of cases to keep in memory, 0 to 1.")
     if not isinstance(num_workers, int) or num_workers < 0:
         raise InputError(f"num_workers is {num_workers!r}: give the number of workers, 0 or more.")
-    persistent = PersistentCaseDataset(data, transform, cache_dir=cache_dir) if kind == "persistent" else None
+    mmap = parse_flag(mmap, "store_mmap")
+    store = StoredCaseDataset(data, transform, cache_dir=cache_dir, mmap=mmap) if kind == "store" else None
     if report_failures:
-        return CaseDataset(data, persistent.load if persistent else transform)
-    if persistent:
-        return persistent
+        return CaseDataset(data, store.load if store else transform)
+    if store:
+        return store
     if kind == "plain":
         return Dataset(data, transform)
     return CacheDataset(data, transform, cache_rate=cache_rate, num_workers=num_workers)
 
 
-class PersistentCaseDataset(Dataset):
-    """Cache each prepared case in a file, and prepare it again if its images or the transforms have changed.
+class StoredCaseDataset(Dataset):
+    """Keep each prepared case in a store, and prepare it again if its images or the transforms have changed.
 
-    Files are named `cache_dir/<transforms>/<case>.pt`: `transforms` is the fingerprint of the deterministic transforms,
+    Files are named `cache_dir/<transforms>/<case>.*`: `transforms` is the fingerprint of the deterministic transforms,
     `case` that of the datalist's item, with size and modification time of all files in it. Outdated files stay until
-    they are deleted. Files are written atomically, so that processes may share the folder and may be killed; a
-    corrupted file is written again. Files are read with `weights_only=True`. Temporary files of killed runs are removed
-    when they are an hour old: by then no process is writing them any more.
+    they are deleted. Files are written atomically, so that processes may share the folder and may be killed; a damaged
+    case is prepared again. Temporary files of killed runs are removed when they are an hour old: by then no process is
+    writing them any more.
 
-    `monai.data.PersistentDataset` 1.6.1 names files by the item alone, so that a changed image is not noticed; moves
-    them from the system's temporary folder, which is not atomic between disks; deletes the folder in `set_data`; and
-    cannot read back files with metadata.
+    If the first random transform is `RandCropByPlacesd`, it gets volumes that are not read yet, and reads its crops.
+
+    Sizes of files are compared each time. Checksums are compared when a case is first taken, by this process or those
+    of a `DataLoader` that it starts: later epochs read only the chunks of their crops.
+
+    `monai.data.PersistentDataset` 1.6.1 reads whole cases; names files by the item alone, so that a changed image is
+    not noticed; moves them from the system's temporary folder, which is not atomic between disks; deletes the folder in
+    `set_data`; and cannot read back files with metadata.
 
     Args:
         data: cases of a datalist, with paths or lists of paths.
         transform: see `make_dataset`.
         cache_dir: folder of the files; created if it is missing.
+        mmap: see `make_dataset`.
 
     Raises:
-        InputError: the folder cannot be written, or a transform has no fingerprint.
+        InputError: the folder cannot be written, a transform has no fingerprint, or Blosc2 is not installed.
 
     >>> import tempfile
     >>> from monai.transforms import EnsureTyped
-    >>> dataset = PersistentCaseDataset([{"image": 1.0}], Compose([EnsureTyped("image")]), cache_dir=tempfile.mkdtemp())
+    >>> dataset = StoredCaseDataset([{"image": 1.0}], Compose([EnsureTyped("image")]), cache_dir=tempfile.mkdtemp())
     >>> float(dataset[0]["image"])
     1.0
     >>> dataset.file_of({"image": 1.0}).is_file()
     True
     """
 
-    def __init__(self, data: Sequence[Mapping[str, Any]], transform: Compose, *, cache_dir: str | Path) -> None:
+    def __init__(
+        self, data: Sequence[Mapping[str, Any]], transform: Compose, *, cache_dir: str | Path, mmap: bool = False
+    ) -> None:
         super().__init__(data, transform.flatten())
+        import_blosc2()
         steps = deterministic(self.transform)
-        self.first_random = len(steps)
+        self.first_random, self.mmap = len(steps), mmap
+        self.reads_crops = any(
+            isinstance(step, RandCropByPlacesd) for step in self.transform.transforms[len(steps) :][:1]
+        )
         try:
-            name = fingerprint(steps)
+            name = fingerprint(FORMAT, steps)
         except InputError as error:
             raise InputError(f"a transform cannot be checked for changes ({error}): set dataset to cache.") from error
         self.cache_dir = require_writable(Path(cache_dir) / name, setting="cache_dir")
+        self.verified = torch.zeros(len(data), dtype=torch.bool).share_memory_()
         _remove_old_leftovers(Path(cache_dir))
         if is_rank0():
             ready = sum(self.file_of(item).is_file() for item in data)
@@ -136,22 +150,35 @@ class PersistentCaseDataset(Dataset):
         """Return a case after the random transforms, or the subset of several indices."""
         if isinstance(index, slice | Sequence):
             return super().__getitem__(index)
-        return self.load(self.data[index])
+        case = self.load(self.data[index], verify=not self.verified[index])
+        self.verified[index] = True
+        return case
 
-    def load(self, item: Mapping[str, Any]) -> Any:
+    def load(self, item: Mapping[str, Any], *, verify: bool = True) -> Any:
         """Return a case after the random transforms."""
-        return self.transform(self.prepared(item), start=self.first_random)
+        case = self.prepared(item, verify=verify)
+        return self.transform(case if self.reads_crops else read_volumes(case), start=self.first_random)
 
-    def prepared(self, item: Mapping[str, Any]) -> dict[str, Any]:
-        """Read a prepared case from its file, or prepare and write it."""
+    def prepared(self, item: Mapping[str, Any], *, verify: bool = True) -> dict[str, Any]:
+        """Open a prepared case, whose volumes are not read yet; prepare and write it if it is missing or damaged.
+
+        Args:
+            item: case of the datalist.
+            verify: compare the checksums of the volumes.
+
+        Raises:
+            InputError: the case cannot be prepared or written.
+        """
         path = self.file_of(item)
-        content = _read(path, item)
-        if content is None:
+        case = read_case(path, list(item), mmap=self.mmap, verify=verify)
+        if case is None:
             done = self.transform(deepcopy(item), end=self.first_random, threading=True)
             reset_ops_id(done)
-            content = {key: _without_base(value) for key, value in done.items()}
-            _write(content, path)
-        return content
+            write_case(done, path)
+            case = read_case(path, list(done), mmap=self.mmap, verify=False)
+        if case is None:
+            raise InputError(f"{path}: was written and cannot be read; check the disk of cache_dir, then run again.")
+        return case
 
 
 def deterministic(transform: Compose) -> list[Callable]:
@@ -161,48 +188,9 @@ def deterministic(transform: Compose) -> list[Callable]:
     return list(steps[: [*random, True].index(True)])
 
 
-def _read(path: Path, item: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Read a prepared case of an item; None if it is missing, corrupted or something else."""
-    if not path.is_file():
-        return None
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if part := archive.testzip():  # torch does not compare the checksums that it writes
-                raise ValueError(f"{part} has another checksum")
-        with torch.serialization.safe_globals(_SAFE_GLOBALS):
-            content = torch.load(path, weights_only=True)
-        if not isinstance(content, dict) or not content.keys() & item.keys():
-            raise ValueError("not a prepared case")
-        return content
-    except Exception as error:  # a corrupted file can raise anything, and preparing the case again is always right
-        why = next(iter(str(error).splitlines()), type(error).__name__)
-        logger.warning("%s: cannot be read (%s); the case is prepared again", path, why)
-        return None
-
-
-def _write(content: Mapping[str, Any], path: Path) -> None:
-    """Write a prepared case atomically.
-
-    Raises:
-        InputError: see `atomic_path`; or the case holds objects that `weights_only=True` refuses.
-    """
-    with atomic_path(path) as temporary, torch.serialization.safe_globals(_SAFE_GLOBALS):
-        with temporary.open("wb") as file:  # torch writes a path into the file, so that those of equal cases differ
-            torch.save(dict(content), file)
-        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(temporary)
-        if unsafe:
-            raise InputError(f"prepared cases hold {', '.join(unsafe)}, not only data: set dataset to cache.")
-
-
-def _without_base(value: Any) -> Any:
-    """Copy a tensor that is a view of a larger one: `torch.save` writes the whole storage."""
-    is_part = isinstance(value, torch.Tensor) and value.untyped_storage().nbytes() > value.nbytes
-    return value.clone() if is_part else value
-
-
 def _remove_old_leftovers(folder: Path) -> None:
     """Remove the temporary files of killed runs, whatever their transforms; recent ones may still be written."""
-    for path in folder.glob(f"{'[0-9a-f]' * 32}/.tmp-*.pt"):
+    for path in folder.glob(f"{'[0-9a-f]' * 32}/.tmp-*"):
         with suppress(FileNotFoundError):  # renamed or removed by another process
             if time.time() - path.stat().st_mtime > LEFTOVER_AGE_S:
                 path.unlink()

@@ -175,7 +175,17 @@ def test_overlay_keys_exist_in_their_base(bundle):
 
 def test_settings_are_used(bundle):
     """A key that nothing refers to is dead: bar those that MONAI itself looks up."""
-    looked_up = {"imports", "initialize", "run", "finalize", "training", "bundle_root", "train", "validate"}
+    looked_up = {
+        "imports",
+        "initialize",
+        "run",
+        "finalize",
+        "training",
+        "bundle_root",
+        "train",
+        "validate",
+        "build_store",
+    }
     looked_up |= {"evaluator", "dataset", "handlers", "trainer", *PLAIN_IN_INFERENCE}
     loaded = configs(bundle)
     text = {name: json.dumps(content) for name, content in loaded.items()}

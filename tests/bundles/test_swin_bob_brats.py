@@ -130,10 +130,14 @@ def test_older_labels_give_the_same_regions_and_the_log_names_them(
 
 
 def test_prepared_cases_from_files_are_those_prepared_anew(brain_data, tmp_path):
-    kept = {"dataset": "persistent", "cache_dir": str(tmp_path / "cache")}
+    kept = {"dataset": "store", "cache_dir": str(tmp_path / "cache")}
+    settings = training_settings(brain_data, tmp_path, **kept)
+    run_bundle(BUNDLE, ["train.json"], run_id="build_store", **settings)
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.pt")}
     written, read = (training_case(brain_data, tmp_path, **kept) for _ in range(2))
     plain = training_case(brain_data, tmp_path)
-    assert len(list((tmp_path / "cache").rglob("*.pt"))) > 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.pt")} == files
+    assert len(files) == 3
     for case in (written, read):
         assert torch.equal(case["image"], plain["image"])
         assert torch.equal(case["label"], plain["label"])

@@ -168,7 +168,7 @@ def test_mixed_precision_can_be_switched_off_from_the_command_line(torso_data):
 
 
 def test_cases_prepared_on_disk_train_and_evaluate_as_those_in_memory(torso_data, trained, tmp_path):
-    on_disk = {"dataset": "persistent", "cache_dir": str(tmp_path / "cache")}
+    on_disk = {"dataset": "store", "cache_dir": str(tmp_path / "cache")}
     settings = training_settings(torso_data, tmp_path, max_epochs=4, val_interval=4, **on_disk)
     run_bundle(BUNDLE, ["train.json"], **settings)
     assert_same_weights(
@@ -183,6 +183,16 @@ def test_cases_prepared_on_disk_train_and_evaluate_as_those_in_memory(torso_data
     maps = [nib.load(tmp_path / name / "torso_002_seg.nii.gz").get_fdata() for name in ("first", "read", "plain")]
     assert all(np.array_equal(label_map, maps[0]) for label_map in maps)
     assert len({(tmp_path / name / "scores.csv").read_bytes() for name in ("first", "read", "plain")}) == 1
+
+
+def test_store_that_was_built_ahead_is_what_the_training_reads(torso_data, tmp_path, caplog):
+    settings = training_settings(torso_data, tmp_path, cache_dir=str(tmp_path / "cache"), max_epochs=1)
+    run_bundle(BUNDLE, ["train.json"], run_id="build_store", **settings)
+    with caplog.at_level("INFO", logger="scripts.data.datasets"):
+        run_bundle(BUNDLE, ["train.json"], dataset="store", store_mmap="true", **settings)
+    assert "2 of 2 cases are prepared already" in caplog.text
+    assert "1 of 1 cases are prepared already" in caplog.text
+    assert (tmp_path / "models" / "model.pt").is_file()
 
 
 def test_fine_tuning_starts_from_the_given_weights(torso_data, trained, tmp_path, capfd):
@@ -495,7 +505,7 @@ def refused_training(data, tmp_path, **more):
 
 def test_dataset_of_another_kind_is_refused(torso_data, tmp_path):
     said = refused_training(torso_data, tmp_path, dataset="disk")
-    assert said.endswith("dataset is 'disk': give cache (memory), persistent (files in cache_dir) or plain.")
+    assert said.endswith("dataset is 'disk': give cache (memory), store (files in cache_dir) or plain.")
 
 
 def test_no_validation_cases_end_the_run_before_the_first_epoch(torso_data, tmp_path):

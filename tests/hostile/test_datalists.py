@@ -18,7 +18,7 @@ from monai.transforms import Compose, EnsureTyped
 
 from scripts.common.errors import InputError, reason
 from scripts.data.datalist import load_datalist
-from scripts.data.datasets import PersistentCaseDataset
+from scripts.data.datasets import StoredCaseDataset
 from scripts.io.loading import LoadVolumed
 from tests.conftest import ROOT, bundle_workflow, command_line, run_bundle, training_settings, weights
 from tests.scripts.io.volume_files import write_array, write_case
@@ -253,15 +253,15 @@ def test_bad_class_names_end_the_training_before_any_work(channel_def, message, 
 
 
 def prepared(folder, cases):
-    return PersistentCaseDataset(cases, Compose([LoadVolumed("image"), EnsureTyped("image")]), cache_dir=folder)
+    return StoredCaseDataset(cases, Compose([LoadVolumed("image"), EnsureTyped("image")]), cache_dir=folder)
 
 
 def flip_bit(path):
-    """Change one voxel: torch 2.13 writes a checksum but does not compare it."""
-    raw = bytearray(path.read_bytes())
-    position = raw.index(np.float32(777).tobytes())
-    raw[position] ^= 1
-    path.write_bytes(raw)
+    """Change one bit of the compressed volume."""
+    volume = path.with_suffix(".image.b2nd")
+    raw = bytearray(volume.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    volume.write_bytes(raw)
 
 
 DAMAGES = {
@@ -283,18 +283,19 @@ def test_damaged_prepared_case_is_prepared_again(damage, tmp_path):
     dataset = prepared(tmp_path / "cache", cases)
     expected = dataset[0]["image"].clone()
     file = dataset.file_of(cases[0])
+    written = {path: path.read_bytes() for path in file.parent.iterdir()}
     DAMAGES[damage](file)
     assert torch.equal(prepared(tmp_path / "cache", cases)[0]["image"], expected)
-    assert torch.equal(torch.load(file, weights_only=False)["image"], expected)
+    assert {path: path.read_bytes() for path in file.parent.iterdir()} == written
 
 
 BAD_CACHES = {
     "file": (
-        {"dataset": "persistent", "cache_dir": "{tmp}/file"},
+        {"dataset": "store", "cache_dir": "{tmp}/file"},
         "cannot be written (Not a directory); set another cache",
     ),
     "device": (
-        {"dataset": "persistent", "cache_dir": "/dev/null"},
+        {"dataset": "store", "cache_dir": "/dev/null"},
         "cannot be written (Not a directory); set another ca",
     ),
     "rate 2": ({"cache_rate": 2}, "cache_rate is 2: give the fraction of cases to keep in memory, 0 to 1."),
@@ -378,7 +379,7 @@ def test_full_disk_while_cases_are_prepared_ends_with_the_folder(torso_data, tmp
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(cache)], capture_output=True).returncode:
         pytest.skip("no file system can be mounted")
     try:
-        settings = training_settings(torso_data, tmp_path, max_epochs=1, dataset="persistent", cache_dir=str(cache))
+        settings = training_settings(torso_data, tmp_path, max_epochs=1, dataset="store", cache_dir=str(cache))
         process = start(*TRAIN, **{**settings, "num_workers": 2, "spacing_mm": [3.0, 3.0, 3.0]})
         stderr = process.communicate()[1]
         left = leftovers(cache)
@@ -386,7 +387,7 @@ def test_full_disk_while_cases_are_prepared_ends_with_the_folder(torso_data, tmp
         subprocess.run(["umount", str(cache)], check=True)
     assert process.returncode == 1
     assert re.search(
-        rf"\nerror: {cache}/\w+/\w+\.pt: cannot be written \(No space left on device\); free space, then", stderr
+        rf"\nerror: {cache}/\w+/[\w.]+: cannot be written \(No space left on device\); free space, then", stderr
     )
     assert left == []
 
@@ -396,7 +397,7 @@ def test_runs_that_fill_one_folder_at_once_reach_the_same_weights(torso_data, tm
     processes = []
     for name in ("a", "b", "c"):
         settings = training_settings(torso_data, tmp_path / name, max_epochs=2, num_workers=1)
-        processes.append(start(*TRAIN, **settings, dataset="persistent", cache_dir=str(tmp_path / "cache")))
+        processes.append(start(*TRAIN, **settings, dataset="store", cache_dir=str(tmp_path / "cache")))
     errors = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], errors
     first, *others = (weights(tmp_path / name / "models" / "training_state.ckpt") for name in ("a", "b", "c"))
@@ -426,7 +427,7 @@ def kill_after_progress(process, folder, seconds):
 @pytest.mark.timeout(1800)
 def test_training_from_prepared_cases_killed_at_random_moments_reaches_the_undisturbed_weights(torso_data, tmp_path):
     def settings(name):
-        cache = {"dataset": "persistent", "cache_dir": str(tmp_path / name / "cache")}
+        cache = {"dataset": "store", "cache_dir": str(tmp_path / name / "cache")}
         return training_settings(torso_data, tmp_path / name, max_epochs=6, num_workers=1, **cache)
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -35,7 +35,7 @@ def commands(torso_data, label_data, models, folder):
     """Return name to bundle, config and settings."""
     out = {"output_dir": str(folder / "out")}
     train = training_settings(torso_data, folder, max_epochs=200, num_workers=2)
-    cached = {**train, "dataset": "persistent", "cache_dir": str(folder / "cache")}
+    cached = {**train, "dataset": "store", "cache_dir": str(folder / "cache")}
     segment = {**TINY, **out, "input": str(torso_data / "imagesTr"), "num_workers": 1, "sw_overlap": 0.9}
     fit = {**out, "dataset_dir": str(label_data), "ckpt_dir": str(folder / "models"), **PAPER, "epsilon_percent": 20}
     return {

@@ -81,7 +81,8 @@ def test_choices_are_those_of_the_code():
         ("network_def#use_checkpoint", "false", "one of True, False"),
         ("amp", "maybe", "true or false"),
         ("amp", 1, "true or false"),
-        ("dataset", "memory", "one of cache, persistent, plain"),
+        ("dataset", "memory", "one of cache, store, plain"),
+        ("dataset", "persistent", "one of cache, store, plain; persistent is now called store"),
         ("votes", 0, "a whole number from 1"),
         ("features", ["sphericity", "sphericity"], "some of normalized_volume, sphericity, eccentricity, volume_mm3, "
          "components, asymmetry, offset_x, offset_y, offset_z, relative_volume, relative_x, relative_y, relative_z, "

@@ -28,7 +28,7 @@ from monai.transforms import (
 
 from scripts.common.errors import InputError
 from scripts.data import datasets
-from scripts.data.datasets import KINDS, PersistentCaseDataset, make_dataset
+from scripts.data.datasets import KINDS, StoredCaseDataset, make_dataset
 from scripts.data.transforms import Spacingd
 from scripts.inference.restore import RestoreLabelMapd
 from scripts.io.loading import LoadVolumed
@@ -101,7 +101,7 @@ def files(tmp_path):
 
 def test_kinds_and_their_classes(cases, tmp_path):
     kinds = [type(make(cases, kind, tmp_path)) for kind in KINDS]
-    assert kinds == [CacheDataset, PersistentCaseDataset, Dataset]
+    assert kinds == [CacheDataset, StoredCaseDataset, Dataset]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -130,7 +130,7 @@ def test_reason_takes_the_place_of_a_case_that_cannot_be_prepared(kind, random, 
     assert first["image"].ndim == 4
 
 
-@pytest.mark.parametrize(("kind", "first", "later"), [("cache", 3, 0), ("persistent", 3, 0), ("plain", 3, 3)])
+@pytest.mark.parametrize(("kind", "first", "later"), [("cache", 3, 0), ("store", 3, 0), ("plain", 3, 3)])
 def test_how_often_cases_are_prepared(kind, first, later, cases, tmp_path):
     dataset = make(cases, kind, tmp_path)
     for expected in (first, later):
@@ -141,9 +141,9 @@ def test_how_often_cases_are_prepared(kind, first, later, cases, tmp_path):
 
 
 def test_files_are_used_by_other_datasets_of_the_same_cases(cases, tmp_path, caplog):
-    list(make(cases[:2], "persistent", tmp_path))
+    list(make(cases[:2], "store", tmp_path))
     with caplog.at_level("INFO", logger="scripts.data.datasets"):
-        list(make(cases, "persistent", tmp_path))
+        list(make(cases, "store", tmp_path))
     assert runs() == 3
     assert len(files(tmp_path)) == 3
     assert "2 of 3 cases are prepared already" in caplog.text
@@ -177,7 +177,7 @@ def test_epoch_draws_the_same_from_every_kind_and_after_resuming(num_workers, ca
 
 def test_prediction_on_a_prepared_case_is_restored_to_the_grid_of_its_file(cases, tmp_path):
     restored = []
-    for kind in ("plain", "persistent", "persistent"):
+    for kind in ("plain", "store", "store"):
         transform = steps()
         item = make(cases, kind, tmp_path, transform)[0]
         item["pred"] = torch.cat([0.5 - item["image"], item["image"]])
@@ -192,7 +192,7 @@ def test_prediction_on_a_prepared_case_is_restored_to_the_grid_of_its_file(cases
 
 
 def folder_of(transform, tmp_path):
-    return PersistentCaseDataset([], transform, cache_dir=tmp_path).cache_dir.name
+    return StoredCaseDataset([], transform, cache_dir=tmp_path).cache_dir.name
 
 
 def of(step):
@@ -254,8 +254,8 @@ OTHER_PROCESS = """
 import sys
 sys.path[:0] = sys.argv[1:3]
 from own_step import steps
-from scripts.data.datasets import PersistentCaseDataset
-print("folder", PersistentCaseDataset([], steps, cache_dir=sys.argv[3]).cache_dir.name)
+from scripts.data.datasets import StoredCaseDataset
+print("folder", StoredCaseDataset([], steps, cache_dir=sys.argv[3]).cache_dir.name)
 """
 
 
@@ -277,11 +277,11 @@ def test_changed_code_prepares_again_and_processes_agree(monkeypatch, tmp_path):
 
 
 def test_changed_file_is_prepared_again(cases, tmp_path):
-    before = make(cases, "persistent", tmp_path)[0]["image"]
+    before = make(cases, "store", tmp_path)[0]["image"]
     size = Path(cases[0]["image"]).stat().st_size
     write_volume(cases[0]["image"], seed=9)
     assert Path(cases[0]["image"]).stat().st_size == size
-    dataset = make(cases, "persistent", tmp_path)
+    dataset = make(cases, "store", tmp_path)
     assert not torch.equal(dataset[0]["image"].as_tensor(), before.as_tensor())
     assert torch.equal(dataset[0]["image"].as_tensor(), steps()(cases[0])["image"].as_tensor())
     write_volume(cases[0]["image"], seed=10)
@@ -296,7 +296,7 @@ def test_changed_file_in_a_list_or_folder_is_noticed(kind, tmp_path):
     for path in paths:
         path.write_text("one")
     item = {"image": [str(path) for path in paths] if kind == "list" else str(folder)}
-    dataset = PersistentCaseDataset([item], Compose([Holder(1)]), cache_dir=tmp_path / "cache")
+    dataset = StoredCaseDataset([item], Compose([Holder(1)]), cache_dir=tmp_path / "cache")
     before = dataset.file_of(item)
     assert dataset.file_of(item) == before
     paths[1].write_text("other")
@@ -304,57 +304,67 @@ def test_changed_file_in_a_list_or_folder_is_noticed(kind, tmp_path):
 
 
 def test_text_beside_the_files_counts_and_may_be_of_any_length(cases, tmp_path):
-    dataset = make(cases, "persistent", tmp_path)
+    dataset = make(cases, "store", tmp_path)
     notes = ["", "x" * 5000, "a\0b", "two\nlines"]
     assert len({dataset.file_of({**cases[0], "note": note}) for note in notes}) == len(notes)
 
 
 def test_cases_with_the_same_image_and_other_labels_have_other_files(cases, tmp_path):
-    dataset = make(cases, "persistent", tmp_path)
+    dataset = make(cases, "store", tmp_path)
     assert dataset.file_of(cases[0]) != dataset.file_of({**cases[0], "label": cases[1]["image"]})
     assert dataset.file_of(cases[0]) == dataset.file_of(dict(reversed(cases[0].items())))
 
 
 def test_case_prepared_twice_gives_the_same_bytes(cases, tmp_path):
     for name in ("a", "b"):
-        make(cases[:1], "persistent", tmp_path / name)[0]
+        make(cases[:1], "store", tmp_path / name)[0]
     (first,), (second,) = (files(tmp_path / name) for name in ("a", "b"))
     assert first.name == second.name
     assert first.read_bytes() == second.read_bytes()
 
 
-# Killed runs and corrupted files
+# Killed runs and damaged files
 
 
 KILLED_WHILE_WRITING = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 import torch
+from pathlib import Path
 from monai.transforms import Compose, EnsureTyped
-from scripts.data.datasets import PersistentCaseDataset
+from scripts.data.datasets import StoredCaseDataset
 def half(content, file):
     file.write(b"half a file")
     file.flush()
     os.kill(os.getpid(), signal.SIGKILL)
-torch.save = half
-PersistentCaseDataset([], Compose([EnsureTyped("image")]), cache_dir=sys.argv[2]).prepared({"image": 1.0})
+def half_volume(path, frame):
+    with path.open("wb") as file:
+        half(None, file)
+if sys.argv[3] == "volume":
+    Path.write_bytes = half_volume
+else:
+    torch.save = half
+case = {"image": torch.ones((1, 4, 4, 4))}
+StoredCaseDataset([], Compose([EnsureTyped("image")]), cache_dir=sys.argv[2]).prepared(case)
 """
 
 
-def test_killed_run_leaves_no_file_that_is_read(tmp_path):
+@pytest.mark.parametrize("part", ["volume", "rest"])
+def test_killed_run_leaves_no_file_that_is_read(part, tmp_path):
     folder = tmp_path / "cache"
-    arguments = [sys.executable, "-c", KILLED_WHILE_WRITING, str(ROOT), str(folder)]
+    arguments = [sys.executable, "-c", KILLED_WHILE_WRITING, str(ROOT), str(folder), part]
     done = subprocess.run(arguments, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     (half,) = folder.rglob(".tmp-*")
     assert files(tmp_path) == []
-    dataset = PersistentCaseDataset([{"image": 1.0}], Compose([EnsureTyped("image")]), cache_dir=folder)
+    case = {"image": torch.ones((1, 4, 4, 4))}
+    dataset = StoredCaseDataset([case], Compose([EnsureTyped("image")]), cache_dir=folder)
     assert half.parent == dataset.cache_dir
     assert half.exists(), "another process may be writing it"
-    assert dataset[0]["image"] == 1.0
+    assert torch.equal(dataset[0]["image"], case["image"])
     old = time.time() - 2 * datasets.LEFTOVER_AGE_S
     os.utime(half, (old, old))
-    PersistentCaseDataset([], Compose([EnsureTyped("image")]), cache_dir=folder)
+    StoredCaseDataset([], Compose([EnsureTyped("image")]), cache_dir=folder)
     assert not half.exists()
     assert len(files(tmp_path)) == 1
 
@@ -365,20 +375,42 @@ DAMAGES = {
     "first bytes": lambda whole: whole[:100],
     "text": lambda whole: b"not a PyTorch checkpoint",
     "zeros at the start": lambda whole: bytes(2000) + whole[2000:],
-    "one byte": lambda whole: whole[:2000] + bytes([whole[2000] ^ 1]) + whole[2001:],
+    "one bit": lambda whole: whole[:2000] + bytes([whole[2000] ^ 1]) + whole[2001:],
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_corrupted_file_is_written_again(damage, cases, tmp_path, caplog):
-    expected = make(cases, "persistent", tmp_path)[0]["image"]
-    (path,) = files(tmp_path)
+@pytest.mark.parametrize("ending", [".pt", ".image.b2nd"])
+@pytest.mark.parametrize("damage", [*DAMAGES, "missing"])
+def test_damaged_case_is_prepared_again(damage, ending, cases, tmp_path, caplog):
+    expected = make(cases, "store", tmp_path)[0]["image"]
+    (path,) = (tmp_path / "cache").rglob(f"[!.]*{ending}")
     whole = path.read_bytes()
-    path.write_bytes(DAMAGES[damage](whole))
-    image = make(cases, "persistent", tmp_path)[0]["image"]
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes(DAMAGES[damage](whole))
+    image = make(cases, "store", tmp_path)[0]["image"]
     assert torch.equal(image.as_tensor(), expected.as_tensor())
-    assert "cannot be read" in caplog.text
-    assert len(path.read_bytes()) == len(whole)
+    assert ("cannot be read" in caplog.text) == ((damage, ending) != ("missing", ".pt"))
+    assert path.read_bytes() == whole
+
+
+def flip_a_bit(tmp_path):
+    (path,) = (tmp_path / "cache").rglob("[!.]*.b2nd")
+    whole = bytearray(path.read_bytes())
+    whole[2000] ^= 1
+    path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_checksums_are_compared_once_by_all_processes_of_a_run(num_workers, cases, tmp_path, caplog):
+    dataset = make(cases[:1], "store", tmp_path)
+    loader = DataLoader(dataset, num_workers=num_workers)
+    list(loader)
+    flip_a_bit(tmp_path)
+    list(loader)
+    assert runs() == 1
+    list(DataLoader(make(cases[:1], "store", tmp_path), num_workers=num_workers))
+    assert runs() == 2
 
 
 class Harmful:
@@ -387,26 +419,26 @@ class Harmful:
 
 
 def test_code_in_a_file_is_not_executed(cases, tmp_path):
-    list(make(cases[:1], "persistent", tmp_path))
+    list(make(cases[:1], "store", tmp_path))
     torch.save({"image": Harmful()}, files(tmp_path)[0])
-    item = make(cases, "persistent", tmp_path)[0]
+    item = make(cases, "store", tmp_path)[0]
     assert not (tmp_path / "harm").exists()
     assert item["image"].ndim == 4
 
 
 def test_objects_that_cannot_be_read_back_safely_are_refused_when_written(cases, tmp_path):
-    dataset = make(cases, "persistent", tmp_path, Compose([Lambdad("image", lambda path: Harmful())]))
+    dataset = make(cases, "store", tmp_path, Compose([Lambdad("image", lambda path: Harmful())]))
     with pytest.raises(InputError, match=r"^prepared cases hold .*, not only data: set dataset to cache\.$"):
         dataset.prepared(cases[0])
     assert not list((tmp_path / "cache").rglob("*.pt"))
 
 
 def test_full_disk_is_refused_with_the_file(cases, tmp_path):
-    dataset = make(cases, "persistent", tmp_path)
+    dataset = make(cases, "store", tmp_path)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
-        with pytest.raises(InputError, match=r"\.pt: cannot be written \(File too large\); check the folder"):
+        with pytest.raises(InputError, match=r"\.image\.b2nd: cannot be written \(File too large\); check the folder"):
             dataset.prepared(cases[0])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -415,25 +447,23 @@ def test_full_disk_is_refused_with_the_file(cases, tmp_path):
 
 def test_view_of_a_tensor_is_written_without_its_base(tmp_path):
     whole = torch.zeros((1, 100, 100, 100))
-    dataset = PersistentCaseDataset(
-        [{}], Compose([Lambdad("image", lambda _: whole[:, :2])]), cache_dir=tmp_path / "cache"
-    )
+    dataset = StoredCaseDataset([{}], Compose([Lambdad("image", lambda _: whole[:, :2])]), cache_dir=tmp_path / "cache")
     dataset.prepared({"image": 0})
     assert files(tmp_path)[0].stat().st_size < 200_000
 
 
 def test_processes_may_remove_the_same_leftovers(tmp_path, monkeypatch):
     """One process lists a file that another one removes."""
-    dataset = PersistentCaseDataset([], Compose([Holder(1)]), cache_dir=tmp_path)
+    dataset = StoredCaseDataset([], Compose([Holder(1)]), cache_dir=tmp_path)
     (dataset.cache_dir / ".tmp-0123456789abcdef.pt").symlink_to(tmp_path / "removed already")
-    PersistentCaseDataset([], Compose([Holder(1)]), cache_dir=tmp_path)
+    StoredCaseDataset([], Compose([Holder(1)]), cache_dir=tmp_path)
 
 
 # Indices
 
 
 def test_indices_may_be_negative_numpy_integers_or_slices(cases, tmp_path):
-    dataset = make(cases, "persistent", tmp_path)
+    dataset = make(cases, "store", tmp_path)
     assert dataset[-1]["case"] == dataset[np.int64(2)]["case"] == "case 2"
     assert [case["case"] for case in dataset[1:]] == [case["case"] for case in dataset[[1, 2]]] == ["case 1", "case 2"]
     assert runs() == 2
@@ -445,7 +475,9 @@ def test_indices_may_be_negative_numpy_integers_or_slices(cases, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kind": "disk"}, "dataset is 'disk': give cache (memory), persistent (files in cache_dir) or plain."),
+        ({"kind": "disk"}, "dataset is 'disk': give cache (memory), store (files in cache_dir) or plain."),
+        ({"kind": "persistent"}, "dataset is 'persistent': persistent is now called store; give cache (memory), store"),
+        ({"mmap": "maybe"}, "store_mmap is 'maybe': give true or false."),
         ({"kind": True}, "dataset is True: give cache (memory)"),
         ({"cache_rate": 1.5}, "cache_rate is 1.5: give the fraction of cases to keep in memory, 0 to 1."),
         ({"cache_rate": float("nan")}, "cache_rate is nan: give the fraction of cases to keep in memory, 0 to 1."),
@@ -462,7 +494,7 @@ def test_invalid_settings_are_refused(settings, message, cases):
 def test_cache_dir_that_cannot_be_written_is_refused(cases, tmp_path):
     (tmp_path / "cache").touch()
     with pytest.raises(InputError, match=r"/cache/[0-9a-f]{32}: cannot be written \(Not a directory\)"):
-        make(cases, "persistent", tmp_path)
+        make(cases, "store", tmp_path)
 
 
 def test_transform_without_fingerprint_is_refused(tmp_path):
@@ -470,7 +502,7 @@ def test_transform_without_fingerprint_is_refused(tmp_path):
         r"^a transform cannot be checked for changes \(a generator has no fingerprint: .*\): set dataset to cache\.$"
     )
     with pytest.raises(InputError, match=message):
-        PersistentCaseDataset([], of(Holder(i for i in range(3))), cache_dir=tmp_path)
+        StoredCaseDataset([], of(Holder(i for i in range(3))), cache_dir=tmp_path)
 
 
 def test_cache_rate_is_the_fraction_in_memory(cases):
