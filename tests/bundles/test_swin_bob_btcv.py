@@ -147,6 +147,23 @@ def test_killed_and_resumed_run_reaches_the_weights_of_an_uninterrupted_one(tors
     assert resumed["lr_scheduler"] == uninterrupted["lr_scheduler"]
 
 
+def test_training_that_a_signal_stopped_exits_with_0_and_goes_on_exactly(torso_data, trained, tmp_path):
+    settings = training_settings(torso_data, tmp_path, max_epochs=4, num_workers=1)
+    arguments = ["training", "--config_file", "configs/train.json", *command_line(settings)]
+    program = [sys.executable, "-m", "monai.bundle", "run", *arguments]
+    process = subprocess.Popen(program, cwd=ROOT / "bundles" / BUNDLE, stderr=subprocess.PIPE, text=True)
+    last = tmp_path / "models" / "training_state.ckpt"
+    while not last.is_file() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGUSR1)
+    stderr = process.communicate()[1]
+    assert process.returncode == 0, stderr
+    assert torch.load(last, weights_only=True)["iteration"] < 8
+    run_bundle(BUNDLE, ["train.json"], **settings, resume="true")
+    uninterrupted = trained / "models" / "training_state.ckpt"
+    assert_same_weights(weights(last), weights(uninterrupted))
+
+
 @pytest.mark.parametrize("value", ["yes", "1", "maybe"])
 def test_resume_that_is_neither_true_nor_false_is_refused(torso_data, trained, tmp_path, value):
     """Formerly anything but "true" was a fresh run, which overwrote `training_state.ckpt`."""
