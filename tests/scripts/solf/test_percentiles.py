@@ -35,8 +35,9 @@ def test_percentiles_are_the_ranks_in_the_cohort(fit, cohort, fitted):
     percentiles = CohortPercentiles(fit(), NAMES)
     for seed in (0, 7, 31):
         found = percentiles(GridArray(IDS[small_map(seed)], AFFINE))
-        rank = 100 * (volumes < volumes[f"s{seed:02d}"]).sum() / (len(volumes) - 1)
-        assert found[1]["volume_percentile"] == pytest.approx(rank, abs=5)  # volumes of small maps repeat
+        own = volumes[f"s{seed:02d}"]
+        below, not_above = 100 * (volumes < own).mean(), 100 * (volumes <= own).mean()
+        assert below - 2 <= found[1]["volume_percentile"] <= not_above + 2
         assert set(found) == {1, 2}
         assert all(0 <= value <= 100 for organ in found.values() for value in organ.values())
 
