@@ -25,6 +25,7 @@ from monai.fl.utils.exchange_object import ExchangeObject
 from scripts.common.errors import reason
 from scripts.common.grids import GridArray
 from tests.conftest import (
+    PAPER,
     ROOT,
     SHARED_DATA,
     TINY,
@@ -328,6 +329,11 @@ def test_volumes_are_those_of_the_label_map(segmented):
     assert volumes.loc["torso_003", "liver"] == pytest.approx(
         (np.asarray(pred.dataobj) == 6).sum() * voxel_ml, abs=1e-3
     )
+    organs = pd.read_csv(segmented / "organs.csv")
+    one = organs[organs["case"] == "torso_003"].set_index("organ")
+    assert one["volume_ml"].to_dict() == pytest.approx(volumes.loc["torso_003", one.index].to_dict())
+    assert list(one.columns) == ["case", "volume_ml", "absent", "cut"]
+    assert (one["absent"] == (one["volume_ml"] == 0)).all()
 
 
 def test_chosen_organs_alone_are_saved_and_measured(torso_data, trained, segmented, tmp_path):
@@ -338,6 +344,19 @@ def test_chosen_organs_alone_are_saved_and_measured(torso_data, trained, segment
     volumes, all_volumes = (pd.read_csv(folder / "volumes.csv", index_col="case") for folder in (tmp_path, segmented))
     assert list(volumes.drop(columns="source", errors="ignore")) == ["spleen", "liver"]
     assert volumes.loc["torso_003", "liver"] == all_volumes.loc["torso_003", "liver"]
+    assert pd.read_csv(tmp_path / "organs.csv")["organ"].tolist() == ["spleen", "liver"]
+
+
+def test_percentiles_in_a_cohort_stand_beside_the_volumes(torso_data, trained, label_data, tmp_path):
+    fit = {"dataset_dir": str(label_data), "ckpt_dir": str(tmp_path / "fit"), "output_dir": str(tmp_path / "qc")}
+    run_bundle("solf_filter", ["train.json"], **fit, **PAPER, workers=0, qc="false", epsilon_percent=20)
+    source = torso_data / "imagesTs" / "torso_003.nii.gz"
+    infer(trained, source, tmp_path / "out", solf_reference=str(tmp_path / "fit" / "model.pt"))
+    organs = pd.read_csv(tmp_path / "out" / "organs.csv", index_col="organ")
+    known = organs.loc[~organs["absent"], "volume_percentile"].dropna()
+    assert len(known)
+    assert known.between(0, 100).all()
+    assert list(organs.columns[-2:]) == ["sphericity_percentile", "eccentricity_percentile"]
 
 
 def test_unknown_organ_is_refused_with_the_nearest(torso_data, trained, tmp_path):
@@ -471,7 +490,12 @@ def test_bad_image_is_refused_with_its_path_and_nothing_is_written(kind, trained
     write(source)
     with pytest.raises(SystemExit, match=rf"1 of 1 cases failed:\n  case: .*case.nii.gz: {message}"):
         infer(trained, source, tmp_path / "out")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"failed.csv", "run.json", "volumes.csv"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "failed.csv",
+        "organs.csv",
+        "run.json",
+        "volumes.csv",
+    }
     assert len((tmp_path / "out" / "volumes.csv").read_text().splitlines()) == 1, "more than the head of the table"
 
 
