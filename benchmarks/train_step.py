@@ -3,7 +3,7 @@
 Each way runs in processes of its own, because OpenMP and malloc read their settings when a process starts; the ways
 take turns. With `--load`, as many processes as the machine has cores compute beside them. A step is that of
 `swin_bob_btcv` on a phantom: crops and augmentation, forward, backward, optimizer. `--full` takes the network of the
-bundle at 96 voxels instead of the demo's.
+bundle at 96 voxels instead of the demo's. `--loss` compares the losses of stock and ours after 50 steps instead.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "one thread": {"environment": {"OMP_NUM_THREADS": "1"}},
 }
 PHASES = ("augment", "forward", "backward", "optimizer")
+LOSS_WAYS, LOSS_STEPS = ["stock", "ours: sleep, keep, fused"], 50
 logger = logging.getLogger(__name__)
 
 
@@ -126,6 +127,15 @@ def competing_load(processes: int) -> Iterator[None]:
             process.wait()
 
 
+def compare_losses(options: argparse.Namespace) -> None:
+    """Train both ways from the same seed, print their losses, and write `results/train_step_loss.csv`."""
+    options.steps = LOSS_STEPS
+    table = pd.DataFrame({"way": LOSS_WAYS, "steps": LOSS_STEPS, "loss": [run(n, options)["loss"] for n in LOSS_WAYS]})
+    table["relative_difference"] = table["loss"] / table["loss"][0] - 1
+    logger.info("\n%s", table.to_string(index=False, float_format="%.7g"))
+    write_table(table, RESULTS / "train_step_loss.csv", decimals=7)
+
+
 def main() -> int:
     """Measure, print the table, and write `results/train_step.csv` or, with a load, `results/train_step_load.csv`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -136,12 +146,16 @@ def main() -> int:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--full", action="store_true", help="the network of the bundle at 96 voxels")
     parser.add_argument("--load", action="store_true", help="beside as many busy processes as there are cores")
+    parser.add_argument("--loss", action="store_true", help="only compare the losses after 50 steps")
     options = parser.parse_args()
     if options.child:
         result = train(WAYS[options.child], steps=options.steps, device=options.device, full=options.full)
         sys.stdout.write(json.dumps(result) + "\n")
         return 0
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    if options.loss:
+        compare_losses(options)
+        return 0
     rows = []
     with competing_load((os.cpu_count() or 1) if options.load else 0):
         for repeat in range(options.repeats):

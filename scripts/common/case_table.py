@@ -27,11 +27,20 @@ def read_rows(path: Path, columns: Sequence[str]) -> Rows:
     Raises:
         InputError: the file is damaged, not such a table, or has other columns, as that of another network.
     """
+    lines = read_lines(path, columns)
+    rows = {case: cells for case, *cells in lines}
+    if len(rows) < len(lines):
+        raise _refusal(path, "holds two rows of one case")
+    return rows
+
+
+def read_lines(path: Path, columns: Sequence[str]) -> list[list[str]]:
+    """Read the lines of a table that may have several of one case, without the head; see `read_rows`."""
     try:
         with path.open(**_TEXT) as file:
             head, *lines = list(csv.reader(file, strict=True)) or [[]]
     except FileNotFoundError:
-        return {}
+        return []
     except (OSError, csv.Error) as error:
         raise _refusal(path, f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
     expected = ["case", *columns]
@@ -41,15 +50,16 @@ def read_rows(path: Path, columns: Sequence[str]) -> Rows:
     for number, line in enumerate(lines, start=2):
         if len(line) != len(head):
             raise _refusal(path, f"row {number} has {len(line)} cells, the head has {len(head)}")
-    rows = {case: cells for case, *cells in lines}
-    if len(rows) < len(lines):
-        raise _refusal(path, "holds two rows of one case")
-    return rows
+    return lines
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Mapping[str, Iterable[str]]) -> None:
     """Write a table, sorted by case, whole or not at all; see `scripts.common.files.atomic_path`."""
-    lines = [[case, *cells] for case, cells in sorted(rows.items())]
+    write_lines(path, columns, [[case, *cells] for case, cells in sorted(rows.items())])
+
+
+def write_lines(path: Path, columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
+    """Write a table that may have several lines of one case; see `write_rows`."""
     with atomic_path(path) as temporary, temporary.open("w", **_TEXT) as file:
         csv.writer(file, lineterminator="\n").writerows([["case", *columns], *lines])
 

@@ -38,6 +38,29 @@ def corners_mm(grid: Grid) -> np.ndarray:
     return nib.affines.apply_affine(np.asarray(grid.affine, dtype=np.float64), indices)
 
 
+def inferior_superior_axis(affine: np.ndarray) -> int:
+    """Return the axis of the voxels that is nearest to the patient's inferior-superior direction.
+
+    >>> inferior_superior_axis(np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, 2, 0, 0], [0, 0, 0, 1]]))
+    1
+    """
+    return next(axis for axis, code in enumerate(nib.aff2axcodes(affine)) if code in ("S", "I"))
+
+
+def scanned_slices(volume: GridArray) -> tuple[int, int]:
+    """Return start and stop of the slices between the constant ones at the inferior and the superior face.
+
+    Constant slices there fill up a volume where nothing was scanned. Along the other axes they may be air.
+
+    >>> scanned_slices(GridArray(np.pad(np.arange(8.0).reshape(2, 2, 2), ((0, 0), (0, 0), (1, 3))), np.eye(4)))
+    (1, 3)
+    """
+    slices = np.moveaxis(volume.array, inferior_superior_axis(volume.affine), 0)
+    varied = (index for index in range(len(slices)) if np.ptp(slices[index]) > 0)
+    start = next(varied, 0)
+    return start, next((i for i in range(len(slices), start + 1, -1) if np.ptp(slices[i - 1]) > 0), start + 1)
+
+
 def describe_mismatch(grid: Grid, reference: Grid) -> str:
     """Describe how a grid differs from another.
 

@@ -137,6 +137,21 @@ def snomed_codes(name: str) -> tuple[tuple[str, str], tuple[str, str] | None]:
     return SNOMED_CODES[organ], SNOMED_CODES.get(side)
 
 
+_CANONICAL = {"portal_and_splenic_veins": "portal_vein_and_splenic_vein"}
+
+
+def canonical_organ(name: str) -> str:
+    """Return the name of an organ as `ORGANS` writes it, in lower case: underscores, and the side at the end.
+
+    >>> canonical_organ("right adrenal gland")
+    'adrenal_gland_right'
+    """
+    words = re.split(r"[\s_]+", name.strip().lower())
+    sides = [word for word in words if word in ("right", "left")]
+    plain = "_".join(word for word in words if word not in ("right", "left"))
+    return "_".join([_CANONICAL.get(plain, plain), *sides])
+
+
 def foreground_classes(channel_def: Mapping[str, str]) -> dict[int, str]:
     """Turn the metadata's `channel_def` into class ids and names without the background.
 

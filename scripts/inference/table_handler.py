@@ -8,7 +8,7 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
-from scripts.common.case_table import Rows, cell, read_rows, write_rows
+from scripts.common.case_table import Rows, cell, read_lines, read_rows, write_lines, write_rows
 from scripts.common.ranks import is_rank0
 from scripts.inference.case_handler import CaseHandler, CaseRecords, gather_cases, record_case
 
@@ -43,7 +43,10 @@ class TableHandler(CaseHandler):
         """Read the rows that are kept, and write them, or the head of an empty table."""
         self._rows = {}
         if self.path is not None and getattr(engine, "keep_earlier", False) and is_rank0():
-            self._rows = read_rows(self.path, self.columns)
+            self._rows = self._read()
+
+    def _read(self) -> Rows:
+        return read_rows(self.path, self.columns)
 
     def _reset(self) -> None:
         super()._reset()
@@ -73,9 +76,29 @@ class TableHandler(CaseHandler):
     def _write(self, cases: CaseRecords) -> None:
         """Add rows and write the whole table under a temporary name, then rename it."""
         if self.path is not None and is_rank0():
-            rows = {
-                case: [cell(row[name], decimals=self.decimals) for name in self.columns]
-                for case, (_, row) in cases.items()
-            }
-            write_rows(self.path, self.columns, {**self._rows, **rows})
+            rows = {case: self._cells(row) for case, (_, row) in cases.items()}
+            self._save({**self._rows, **rows})
             self._rows |= rows
+
+    def _cells(self, row: Mapping[str, Any]) -> list[str]:
+        return [cell(row[name], decimals=self.decimals) for name in self.columns]
+
+    def _save(self, rows: Rows) -> None:
+        write_rows(self.path, self.columns, rows)
+
+
+class LongTableHandler(TableHandler):
+    """Base of handlers that write several rows per case; `add` takes a list of them, which replaces earlier ones."""
+
+    def _read(self) -> dict[str, list[list[str]]]:
+        rows: dict[str, list[list[str]]] = {}
+        for case, *cells in read_lines(self.path, self.columns):
+            rows.setdefault(case, []).append(cells)
+        return rows
+
+    def _cells(self, row: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+        return [super(LongTableHandler, self)._cells(one) for one in row]
+
+    def _save(self, rows: Mapping[str, list[list[str]]]) -> None:
+        lines = [[case, *cells] for case, several in sorted(rows.items()) for cells in several]
+        write_lines(self.path, self.columns, lines)

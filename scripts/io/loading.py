@@ -12,6 +12,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
+from scripts.common.grids import GridArray, scanned_slices
 from scripts.common.names import printable
 from scripts.io.dicom import read_dicom_series
 from scripts.io.nifti import StoredVolume, check_intensities, read_nifti
@@ -75,7 +76,7 @@ class LoadVolumed(MapTransform):
         volume = read_volume(path)
         if is_image:
             check_intensities(volume, printable(path))
-        affine = torch.from_numpy(volume.affine)
+        values, affine = volume.values(), torch.from_numpy(volume.affine)
         meta = {
             "filename_or_obj": str(path),
             "original_affine": affine.clone(),
@@ -83,7 +84,9 @@ class LoadVolumed(MapTransform):
             "space": "RAS",
             "spatial_shape": volume.stored.shape,
         }
-        return MetaTensor(torch.from_numpy(volume.values())[None], affine=affine, meta=meta)
+        if is_image:
+            meta["scanned_slices"] = scanned_slices(GridArray(values, volume.affine))
+        return MetaTensor(torch.from_numpy(values)[None], affine=affine, meta=meta)
 
 
 def read_volume(path: str | Path) -> StoredVolume:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from monai.data.utils import set_rnd
 
 from scripts.common.errors import InputError
-from scripts.common.ranks import unwrapped
+from scripts.common.ranks import is_rank0, unwrapped
 from scripts.models.weight_files import read_file, save
 from scripts.models.weights import value_problems
 
@@ -69,23 +66,33 @@ class TrainingState:
     ) -> None:
         self.modules = {"network": unwrapped(network), "optimizer": optimizer, "lr_scheduler": lr_scheduler}
         self.evaluator = evaluator
+        self.validation_due = False
 
-    def state_dict(self, trainer: Engine) -> dict[str, Any]:
-        """Collect the state at the end of an epoch of `trainer`."""
+    def state_dict(self, trainer: Engine, *, done: int | None = None) -> dict[str, Any]:
+        """Collect the state.
+
+        Args:
+            trainer: its epoch is complete, unless `done` is given.
+            done: steps of the running epoch whose gradients are in the weights.
+        """
+        length, epochs = trainer.state.epoch_length, trainer.state.epoch - (done is not None)
         state = {name: module.state_dict() for name, module in self.modules.items()}
         state["scaler"] = trainer.scaler.state_dict() if trainer.scaler else {}
-        state["epoch"] = trainer.state.epoch
-        state["iteration"] = trainer.state.iteration
+        state |= {"epoch": epochs, "epoch_length": length, "iteration": epochs * length + (done or 0)}
         state["best_metric"] = float(self.evaluator.state.best_metric)
         state["best_metric_epoch"] = self.evaluator.state.best_metric_epoch
+        state["validation_due"] = self.validation_due
         return state
 
     def load_state_dict(self, trainer: Engine, state: dict[str, Any]) -> None:
-        """Restore a collected state; the next epoch of `trainer` follows the saved one.
+        """Restore a collected state; the next step of `trainer` follows the saved one.
 
         Raises:
-            InputError: it is not a training state, of another network or optimizer, or holds values that no run has.
+            InputError: it is not a training state, of another network or optimizer, holds values that no run has, or
+                ends within an epoch of another length.
         """
+        if isinstance(state, dict) and "iteration" in state and "epoch_length" not in state:
+            raise InputError("of an earlier version, which drew other random numbers")
         own = self.state_dict(trainer)
         for name, module in self.modules.items():
             if not isinstance(state, dict) or name not in state:
@@ -102,12 +109,28 @@ class TrainingState:
         problems = [*value_problems(self.modules["network"], state["network"]), _difference(own, rest, "it")]
         if problems := list(filter(None, problems)):
             raise InputError(f"damaged, or its training diverged: {problems[0]}")
+        _go_to(trainer, state)
         if trainer.scaler and state["scaler"]:
             trainer.scaler.load_state_dict(state["scaler"])
-        trainer.state.epoch = state["epoch"]
-        trainer.state.iteration = state["iteration"]
+        self.validation_due = state["validation_due"]
         self.evaluator.state.best_metric = state["best_metric"]
         self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
+
+
+def _go_to(trainer: Engine, state: Mapping[str, Any]) -> None:
+    """Let the trainer start after the last step of a state.
+
+    Raises:
+        InputError: the state ends within an epoch, and this run's epochs have other steps.
+    """
+    done = state["iteration"] - state["epoch"] * state["epoch_length"]
+    length = trainer.state.epoch_length
+    if done:
+        if not 0 < done < length or state["epoch_length"] != length:
+            stop = f"{done} of {state['epoch_length']}"
+            raise InputError(f"stopped after step {stop} of an epoch, and here an epoch has {length}")
+        trainer.data_loader.sampler.skip(done * trainer.data_loader.batch_size)
+    trainer.state.epoch, trainer.state.iteration = state["epoch"], state["epoch"] * length + done
 
 
 def _difference(own: Any, given: Any, where: str) -> str:
@@ -184,31 +207,8 @@ class Resume:
         except InputError as error:
             fix = "give the settings of the run that wrote it, or set resume to false."
             raise InputError(f"{self.path}: {error}; {fix}") from error
-        logger.info("resumed from %s after epoch %d", self.path, engine.state.epoch)
-
-
-class EpochSeed:
-    """Seed all randomness by (seed, epoch, rank) at the start of each epoch.
-
-    So a resumed run draws the shuffling, crops and dropout of an uninterrupted one.
-
-    Args:
-        dataset: training dataset whose random transforms are seeded.
-        seed: seed of the run.
-    """
-
-    def __init__(self, dataset: torch.utils.data.Dataset, seed: int) -> None:
-        self.dataset, self.seed = dataset, seed
-
-    def attach(self, engine: Engine) -> None:
-        """Attach to the trainer."""
-        engine.add_event_handler(Events.EPOCH_STARTED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        """Seed Python, NumPy, torch and the dataset's transforms."""
-        entropy = np.random.SeedSequence([self.seed, engine.state.epoch, engine.state.rank])
-        seed = int(entropy.generate_state(1)[0])
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
-        set_rnd(self.dataset, seed=seed)
+        logger.info("resumed from %s after epoch %d, step %d", self.path, engine.state.epoch, engine.state.iteration)
+        if self.state.validation_due:  # its signal came in a validation
+            self.state.evaluator.run(engine.state.epoch)
+            if is_rank0():
+                save(self.state.state_dict(engine), self.path)

@@ -6,10 +6,11 @@ from ignite.engine import Engine
 from monai.handlers import StatsHandler
 
 from scripts.inference.progress import CaseProgress
+from scripts.training.throughput import Throughput
 
 
 class TrainProgress(CaseProgress):
-    """Show the iterations of the whole run with loss, last validation score and time left.
+    """Show the iterations of the whole run with loss, last validation score, throughput and time left.
 
     List it after `Resume`, so that the bar of a resumed run starts at its epoch.
 
@@ -30,6 +31,9 @@ class TrainProgress(CaseProgress):
         metrics, name = self.evaluator.state.metrics, self.evaluator.state.key_metric_name
         if name in metrics:
             shown[name] = f"{metrics[name]:.3f}"
+        if Throughput.rate in engine.state.metrics:
+            shown["samples/s"] = f"{engine.state.metrics[Throughput.rate]:.3g}"
+            shown["data wait"] = f"{engine.state.metrics[Throughput.wait]:.0%}"
         self.bar.set_postfix(shown, refresh=False)
         super().advance(engine)
 

@@ -238,6 +238,9 @@ def test_volumes_and_pictures_are_those_of_the_label_map(segmented):
     pred = nib.load(segmented / f"{CASE}_seg.nii.gz")
     voxel_ml = abs(np.linalg.det(pred.affine[:3, :3])) / 1000
     assert volumes.loc[CASE, "edema"] == pytest.approx((np.asarray(pred.dataobj) == 2).sum() * voxel_ml, abs=1e-3)
+    organs = pd.read_csv(segmented / "organs.csv")
+    assert organs["organ"].tolist() == list(volumes.columns)
+    assert organs["volume_ml"].tolist() == pytest.approx(volumes.loc[CASE].tolist())
     assert {f"{CASE}_preview.png", f"{CASE}.gif"} <= {path.name for path in segmented.iterdir()}
 
 

@@ -25,6 +25,7 @@ from monai.fl.utils.exchange_object import ExchangeObject
 from scripts.common.errors import reason
 from scripts.common.grids import GridArray
 from tests.conftest import (
+    PAPER,
     ROOT,
     SHARED_DATA,
     TINY,
@@ -145,6 +146,23 @@ def test_killed_and_resumed_run_reaches_the_weights_of_an_uninterrupted_one(tors
     assert_same_weights(resumed["network"], uninterrupted["network"])
     assert resumed["best_metric"] == uninterrupted["best_metric"]
     assert resumed["lr_scheduler"] == uninterrupted["lr_scheduler"]
+
+
+def test_training_that_a_signal_stopped_exits_with_0_and_goes_on_exactly(torso_data, trained, tmp_path):
+    settings = training_settings(torso_data, tmp_path, max_epochs=4, num_workers=1)
+    arguments = ["training", "--config_file", "configs/train.json", *command_line(settings)]
+    program = [sys.executable, "-m", "monai.bundle", "run", *arguments]
+    process = subprocess.Popen(program, cwd=ROOT / "bundles" / BUNDLE, stderr=subprocess.PIPE, text=True)
+    last = tmp_path / "models" / "training_state.ckpt"
+    while not last.is_file() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGUSR1)
+    stderr = process.communicate()[1]
+    assert process.returncode == 0, stderr
+    assert torch.load(last, weights_only=True)["iteration"] < 8
+    run_bundle(BUNDLE, ["train.json"], **settings, resume="true")
+    uninterrupted = trained / "models" / "training_state.ckpt"
+    assert_same_weights(weights(last), weights(uninterrupted))
 
 
 @pytest.mark.parametrize("value", ["yes", "1", "maybe"])
@@ -321,6 +339,11 @@ def test_volumes_are_those_of_the_label_map(segmented):
     assert volumes.loc["torso_003", "liver"] == pytest.approx(
         (np.asarray(pred.dataobj) == 6).sum() * voxel_ml, abs=1e-3
     )
+    organs = pd.read_csv(segmented / "organs.csv")
+    one = organs[organs["case"] == "torso_003"].set_index("organ")
+    assert one["volume_ml"].to_dict() == pytest.approx(volumes.loc["torso_003", one.index].to_dict())
+    assert list(one.columns) == ["case", "volume_ml", "absent", "cut"]
+    assert (one["absent"] == (one["volume_ml"] == 0)).all()
 
 
 def test_chosen_organs_alone_are_saved_and_measured(torso_data, trained, segmented, tmp_path):
@@ -331,6 +354,19 @@ def test_chosen_organs_alone_are_saved_and_measured(torso_data, trained, segment
     volumes, all_volumes = (pd.read_csv(folder / "volumes.csv", index_col="case") for folder in (tmp_path, segmented))
     assert list(volumes.drop(columns="source", errors="ignore")) == ["spleen", "liver"]
     assert volumes.loc["torso_003", "liver"] == all_volumes.loc["torso_003", "liver"]
+    assert pd.read_csv(tmp_path / "organs.csv")["organ"].tolist() == ["spleen", "liver"]
+
+
+def test_percentiles_in_a_cohort_stand_beside_the_volumes(torso_data, trained, label_data, tmp_path):
+    fit = {"dataset_dir": str(label_data), "ckpt_dir": str(tmp_path / "fit"), "output_dir": str(tmp_path / "qc")}
+    run_bundle("solf_filter", ["train.json"], **fit, **PAPER, workers=0, qc="false", epsilon_percent=20)
+    source = torso_data / "imagesTs" / "torso_003.nii.gz"
+    infer(trained, source, tmp_path / "out", solf_reference=str(tmp_path / "fit" / "model.pt"))
+    organs = pd.read_csv(tmp_path / "out" / "organs.csv", index_col="organ")
+    known = organs.loc[~organs["absent"], "volume_percentile"].dropna()
+    assert len(known)
+    assert known.between(0, 100).all()
+    assert list(organs.columns[-2:]) == ["sphericity_percentile", "eccentricity_percentile"]
 
 
 def test_unknown_organ_is_refused_with_the_nearest(torso_data, trained, tmp_path):
@@ -464,7 +500,12 @@ def test_bad_image_is_refused_with_its_path_and_nothing_is_written(kind, trained
     write(source)
     with pytest.raises(SystemExit, match=rf"1 of 1 cases failed:\n  case: .*case.nii.gz: {message}"):
         infer(trained, source, tmp_path / "out")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"failed.csv", "run.json", "volumes.csv"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "failed.csv",
+        "organs.csv",
+        "run.json",
+        "volumes.csv",
+    }
     assert len((tmp_path / "out" / "volumes.csv").read_text().splitlines()) == 1, "more than the head of the table"
 
 

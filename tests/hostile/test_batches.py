@@ -101,7 +101,7 @@ def table_of(folder, name="volumes.csv"):
 
 
 PICTURES = [f"{case}{end}" for case in "abc" for end in ("_seg.nii.gz", "_preview.png")]
-RESULTS = sorted(["run.json", "volumes.csv", *PICTURES])
+RESULTS = sorted(["organs.csv", "run.json", "volumes.csv", *PICTURES])
 
 
 # One run over a folder in which much goes wrong

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM at any moment: one line, exit code 130 or 143, nothing half-written, no process left."""
+"""Ctrl-C and SIGTERM at any moment: one line, exit code 130 or 143 (0 of a training that was saved), no rest left."""
 
 import signal
 import subprocess
@@ -96,11 +96,13 @@ def test_stopped_command_leaves_one_line_and_nothing_half_written(
     )
     printed = stop_at(process, moment, number)
     code = process.wait(60)
-    if code == 0:
+    if code == 0 and name.startswith("training") and number == signal.SIGTERM:
+        assert "set resume to true to go on" in printed
+    elif code == 0:
         pytest.skip("ended before the signal")
     described, expected = NAMES[number]
-    assert code in expected, printed
-    assert f"\nstopped by {described}: {MESSAGE}\n" in printed
+    assert code in (0, *expected), printed
+    assert code == 0 or f"\nstopped by {described}: {MESSAGE}\n" in printed
     assert "Traceback" not in printed
     left = [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
     assert left == []

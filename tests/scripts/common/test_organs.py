@@ -4,7 +4,14 @@ import re
 import pytest
 
 from scripts.common.errors import InputError
-from scripts.common.organs import IDS_OF_NAMES, ORGANS, contralateral_labels, foreground_classes, left_right_pairs
+from scripts.common.organs import (
+    IDS_OF_NAMES,
+    ORGANS,
+    canonical_organ,
+    contralateral_labels,
+    foreground_classes,
+    left_right_pairs,
+)
 from tests.conftest import ROOT
 
 
@@ -95,3 +102,18 @@ def test_names_of_totalsegmentator_find_their_organ(name, organ):
 @pytest.mark.parametrize("name", ["vertebrae_L1", "lung_left", "kidney_cyst_left", "brain"])
 def test_names_without_a_counterpart_are_left_out(name):
     assert name not in IDS_OF_NAMES
+
+
+@pytest.mark.parametrize(
+    ("name", "organ"),
+    [
+        ("right kidney", "kidney_right"),
+        ("kidney_right", "kidney_right"),
+        ("Left Adrenal gland", "adrenal_gland_left"),
+        ("portal and splenic veins", "portal_vein_and_splenic_vein"),
+        ("inferior vena cava", "inferior_vena_cava"),
+        ("IVD", "ivd"),
+    ],
+)
+def test_names_of_an_organ_become_one(name, organ):
+    assert canonical_organ(name) == organ

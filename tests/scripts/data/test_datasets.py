@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -32,7 +31,7 @@ from scripts.data.datasets import KINDS, StoredCaseDataset, make_dataset
 from scripts.data.transforms import Spacingd
 from scripts.inference.restore import RestoreLabelMapd
 from scripts.io.loading import LoadVolumed
-from scripts.training.checkpoints import EpochSeed
+from scripts.training.sampling import SeededCases, SeededSampler
 from tests.conftest import ROOT
 
 SHAPE = (12, 11, 10)
@@ -158,8 +157,9 @@ def test_random_transforms_stay_random(kind, cases, tmp_path):
 
 
 def epoch(dataset, number, num_workers=0):
-    loader = DataLoader(dataset, batch_size=1, shuffle=True, num_workers=num_workers)
-    EpochSeed(dataset, seed=5)(SimpleNamespace(state=SimpleNamespace(epoch=number, rank=0)))
+    sampler = SeededSampler(dataset, seed=5)
+    sampler.set_epoch(number)
+    loader = DataLoader(SeededCases(dataset), batch_size=1, sampler=sampler, num_workers=num_workers)
     return torch.cat([batch["image"].as_tensor() for batch in loader])
 
 

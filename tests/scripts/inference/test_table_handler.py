@@ -7,7 +7,7 @@ from ignite.engine import Engine, Events
 
 from scripts.common.errors import InputError
 from scripts.inference import case_handler
-from scripts.inference.table_handler import TableHandler
+from scripts.inference.table_handler import LongTableHandler, TableHandler
 
 
 class Sizes(TableHandler):
@@ -109,3 +109,20 @@ def test_no_path_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run(None, [("a", 1)])
     assert list(tmp_path.iterdir()) == []
+
+
+class Parts(LongTableHandler):
+    def __init__(self, path):
+        super().__init__(path, ["part", "ml"], decimals=1)
+
+    def __call__(self, engine):
+        case, sizes = engine.state.output
+        rows = [{"part": str(n), "ml": size} for n, size in enumerate(sizes)]
+        self.add(case, rows, source=f"/data/{case}")
+
+
+def test_all_rows_of_a_case_replace_its_earlier_ones(tmp_path):
+    path = tmp_path / "parts.csv"
+    run(path, [("b", [1.0, 2.0, 3.0]), ("a", [4.0])], handler=Parts(path))
+    run(path, [("b", [5.0, 6.0]), ("c", [])], handler=Parts(path))
+    assert path.read_text() == "case,part,ml\na,0,4.0\nb,0,5.0\nb,1,6.0\n"

@@ -7,7 +7,7 @@ from ignite.engine import Engine
 
 from scripts.common.errors import InputError
 from scripts.models.swin_unetr import CurrentPatchMerging, LegacyPatchMerging
-from scripts.training.checkpoints import BestCheckpoint, EpochSeed, LastCheckpoint, Resume, TrainingState
+from scripts.training.checkpoints import BestCheckpoint, LastCheckpoint, Resume, TrainingState
 
 
 def parts(scaler=None, network=None):
@@ -16,13 +16,13 @@ def parts(scaler=None, network=None):
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
     evaluator = types.SimpleNamespace(state=types.SimpleNamespace(best_metric=0.5, best_metric_epoch=1))
     trainer = Engine(lambda engine, batch: None)
-    trainer.scaler = scaler
+    trainer.scaler, trainer.state.epoch_length = scaler, 4
     return network, TrainingState(network, optimizer, scheduler, evaluator), trainer
 
 
 def test_state_is_restored_with_scaler_epoch_and_best_metric(tmp_path):
     network, state, trainer = parts(torch.amp.GradScaler("cpu", init_scale=128.0))
-    trainer.state.epoch, trainer.state.iteration = 3, 12
+    trainer.state.epoch = 3
     LastCheckpoint(state, tmp_path / "deep" / "training_state.ckpt")(trainer)
     other_network, other, resumed = parts(torch.amp.GradScaler("cpu"))
     other.evaluator.state.best_metric = -1
@@ -94,6 +94,7 @@ def entry(*keys, value):
         (entry("scaler", value=[1]), "scaler is [1]"),
         (lambda state: state.pop("scaler"), "it lacks or adds scaler"),
         (lambda state: state.pop("epoch"), "it lacks or adds epoch"),
+        (entry("validation_due", value=None), "validation_due is None"),
         (entry("epoch", value=2.5), "epoch is 2.5"),
         (entry("epoch", value="3"), "epoch is '3'"),
         (entry("best_metric", value=torch.nan), "best_metric is nan"),
@@ -186,12 +187,27 @@ def test_metric_that_is_not_a_number_is_named(tmp_path, caplog):
     )
 
 
-def test_random_numbers_of_an_epoch_depend_only_on_seed_epoch_and_rank():
-    def draws(seed, epoch, rank):
-        engine = types.SimpleNamespace(state=types.SimpleNamespace(epoch=epoch, rank=rank))
-        torch.rand(int(torch.randint(1, 9, ())))
-        EpochSeed([], seed)(engine)
-        return torch.rand(3).tolist()
+def test_state_of_an_epoch_of_another_length_is_refused_within_it_and_accepted_at_its_end(tmp_path):
+    _, state, trainer = parts()
+    trainer.state.epoch = 3
+    for done, accepted in ((1, False), (None, True)):
+        torch.save(state.state_dict(trainer, done=done), tmp_path / "training_state.ckpt")
+        _, other, resumed = parts()
+        resumed.state.epoch_length = 5
+        if accepted:
+            Resume(other, tmp_path / "training_state.ckpt")(resumed)
+            assert (resumed.state.epoch, resumed.state.iteration) == (3, 15)
+        else:
+            with pytest.raises(
+                InputError, match=r"stopped after step 1 of 4 of an epoch, and here an epoch has 5; give"
+            ):
+                Resume(other, tmp_path / "training_state.ckpt")(resumed)
 
-    assert draws(0, 5, 0) == draws(0, 5, 0)
-    assert len({tuple(draws(*key)) for key in [(0, 5, 0), (1, 5, 0), (0, 6, 0), (0, 5, 1)]}) == 4
+
+def test_state_of_an_earlier_version_is_refused(tmp_path):
+    _, state, trainer = parts()
+    content = state.state_dict(trainer)
+    del content["epoch_length"], content["validation_due"]
+    torch.save(content, tmp_path / "training_state.ckpt")
+    with pytest.raises(InputError, match=r"training_state\.ckpt: of an earlier version, which drew other random"):
+        Resume(state, tmp_path / "training_state.ckpt")(trainer)

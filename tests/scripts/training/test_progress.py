@@ -1,3 +1,4 @@
+import re
 import types
 
 import pytest
@@ -7,6 +8,7 @@ from monai.engines import SupervisedTrainer
 from monai.handlers import StatsHandler
 
 from scripts.training.progress import EpochStats, TrainProgress
+from scripts.training.throughput import Throughput
 
 
 def evaluator(**metrics):
@@ -30,6 +32,12 @@ def test_bar_shows_epoch_loss_and_the_last_validation_score():
     run(progress)
     assert (progress.bar.n, progress.bar.total, progress.bar.unit) == (6, 6, "step")
     assert progress.bar.postfix == "epoch=2/2, loss=0.250, val_mean_dice=0.500"
+
+
+def test_bar_shows_samples_per_second_and_the_share_of_waiting():
+    progress = TrainProgress(evaluator())
+    run(Throughput(), progress)
+    assert re.search(r", samples/s=[\d.e+]+, data wait=\d+%$", progress.bar.postfix)
 
 
 def test_bar_shows_no_score_before_the_first_validation():
