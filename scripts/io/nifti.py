@@ -68,7 +68,7 @@ class StoredVolume:
         return min(ends), max(ends)
 
     def values(self) -> np.ndarray:
-        """Return the intensities, float32 of the shape of `stored`, computed in float64 plane by plane to save memory."""
+        """Return the intensities, float32, (X, Y, Z) or (X, Y, Z, C), computed in float64 plane by plane."""
         if self.slope == 1 and self.inter == 0:
             return np.ascontiguousarray(self.stored, dtype=np.float32)
         scaled = np.empty(self.stored.shape, dtype=np.float32)

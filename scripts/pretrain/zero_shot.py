@@ -114,7 +114,7 @@ def target_classes(target: str | Mapping[str, str]) -> dict[int, str]:
         return foreground_classes({key: name for key, name in target.items() if str(key) != "0"})
     known = _known_targets()
     if target in known:
-        return {label: name for label, name in enumerate(known[target], start=1)}
+        return dict(enumerate(known[target], start=1))
     path = Path(target)
     if path.suffix != ".json":
         near = get_close_matches(target, known, n=1)
