@@ -131,8 +131,8 @@ def read_names(path: Path) -> dict[int, str]:
     """
     try:
         names = json.loads(path.read_text(encoding="utf-8-sig"))
-        if not isinstance(names, dict):
-            raise TypeError(f"a {type(names).__name__}")
+        if not isinstance(names, dict) or not names.keys() - {"0"}:
+            raise TypeError("no object with an id")
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(
             f'{printable(path)}: holds no names ({error}); give JSON such as {{"1": "spleen"}}.'
