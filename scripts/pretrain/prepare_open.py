@@ -10,8 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
-import secrets
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -35,6 +33,7 @@ from scripts.io.nifti import StoredVolume, check_intensities, read_nifti
 from scripts.io.organ_folder import read_organ_folder
 from scripts.io.writing import header_for, write_label_map
 from scripts.pretrain.contrasts import SINGLE, check_names
+from scripts.pretrain.links import link
 from scripts.pretrain.open_subjects import MASKS, Subject, find_subjects, label_of, with_splits
 from scripts.pretrain.zero_shot import read_names
 
@@ -124,7 +123,7 @@ def prepare_subject(case: Mapping[str, str], *, out_dir: Path, unlabelled: str) 
         body = filled(tissue_of(values, is_ct=intensity_kind(values) == "HU"))
         labels = np.where(body & (labels == 0), np.uint8(IGNORED), labels)
     write_label_map(labels, header_for(labels, volume.affine), _label_path(out_dir, case["case"]))
-    _link(Path(case["image"]), out_dir / "images" / _image_name(case["case"], case["image"]))
+    link(Path(case["image"]), out_dir / "images" / _image_name(case["case"], case["image"]))
     counts = {"ignored": int((labels == IGNORED).sum()), "labelled": int(((labels > 0) & (labels != IGNORED)).sum())}
     return json.dumps({"names": ignored, "organs": np.unique(labels).tolist(), **counts}).encode()
 
@@ -194,18 +193,6 @@ def _label_path(out_dir: Path, case: str) -> Path:
 
 def _image_name(case: str, image: str | Path) -> str:
     return f"{case}{'.nii.gz' if str(image).lower().endswith('.gz') else '.nii'}"
-
-
-def _link(image: Path, path: Path) -> None:
-    """Link an image into the data set, in one step; images are large, and are not copied."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{secrets.token_hex(8)}.nii.gz")
-    try:
-        temporary.symlink_to(os.path.realpath(image))
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"{printable(path)}: cannot be linked ({error.strerror}); choose another OUT.") from error
 
 
 def _write_datalist(out_dir: Path, subjects: Sequence[Subject], contrast: str) -> None:
