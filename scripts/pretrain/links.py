@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from scripts.common.errors import InputError
@@ -24,5 +25,6 @@ def link(target: Path, path: Path) -> None:
         temporary.symlink_to(os.path.realpath(target))
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise InputError(f"{printable(path)}: cannot be linked ({error.strerror}); choose another OUT.") from error

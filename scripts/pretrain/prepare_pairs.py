@@ -1,7 +1,7 @@
 """List images and their label maps as a datalist, split by subject; nothing is copied or changed.
 
-`python -m scripts.prepare_pairs IMAGES LABELS OUT`, such as the images of `scripts.prepare_ukbb` and the label maps that
-the bundle `solf_filter` cleaned.
+`python -m scripts.prepare_pairs IMAGES LABELS OUT`, such as the images of `scripts.prepare_ukbb` and the label maps
+that the bundle `solf_filter` cleaned.
 """
 
 from __future__ import annotations
