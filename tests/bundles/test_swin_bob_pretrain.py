@@ -271,6 +271,13 @@ def stored_of(image):
     return np.asarray(image.dataobj)
 
 
+def test_picture_is_drawn_beside_a_label_with_ignored_voxels(own_data, trained, tmp_path):
+    data, change = own_data
+    change("labels/dixon_003.nii.gz", lambda voxels: np.where(voxels == 66, 255, voxels).astype(np.uint8))
+    infer(trained, data / "dataset_0.json", tmp_path / "out")
+    assert (tmp_path / "out" / "dixon_003_preview.png").is_file()
+
+
 @pytest.mark.parametrize("contrast", ["in_phase", "water"])
 def test_image_of_one_contrast_is_segmented(dixon_data, trained, tmp_path, contrast):
     image = nib.load(dixon_data / "images/dixon_003.nii.gz")
