@@ -10,7 +10,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 
 from scripts.common import threads
-from tools import brain_phantom
+from tools import brain_phantom, dixon_phantom
 from tools.label_cohort import make_cohort
 from tools.phantom import write_cohort
 
@@ -61,6 +61,13 @@ def brain_data(tmp_path_factory):
     """A cohort of four brains with tumours: three folds, and one for test."""
     folder = tmp_path_factory.mktemp("brains")
     return brain_phantom.write_cohort(folder, cases=4, seed=3, shape=(40, 48, 24), spacing_mm=(4.0, 4.0, 6.0)).parent
+
+
+@pytest.fixture(scope="session")
+def dixon_data(tmp_path_factory):
+    """A cohort of four phantoms with four contrasts and some of the 72 organs."""
+    folder = tmp_path_factory.mktemp("dixon")
+    return dixon_phantom.write_cohort(folder, cases=4, seed=3, shape=(50, 38, 44), spacing_mm=(6.0, 6.0, 6.0)).parent
 
 
 @pytest.fixture

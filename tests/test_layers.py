@@ -14,6 +14,7 @@ LAYERS = (
     {"data"},
     {"training", "scoring", "preview", "etta"},
     {"brats", "solf", "ukbb"},
+    {"pretrain"},
 )
 PACKAGES = sorted(path.name for path in (ROOT / "scripts").iterdir() if (path / "__init__.py").is_file())
 

@@ -99,6 +99,26 @@ Structures without a counterpart are left out: whole vertebrae (here body and po
 undivided lungs (MR), kidney cysts, brain and skull."""
 IDS_OF_NAMES |= {other: IDS_OF_NAMES[name] for other, name in _ORGAN_OF.items()}
 
+_BY_LOWER_NAME = {name.lower(): name for name in ORGANS.values()}
+_ANY_OF = {
+    "lung_left": ("lung_upper_lobe_left", "lung_lower_lobe_left"),
+    "lung_right": ("lung_upper_lobe_right", "lung_middle_lobe_right", "lung_lower_lobe_right"),
+    "vertebrae": ("vertebra_body", "vertebra_posterior_elements"),
+}
+_SYNONYMS = {
+    "oesophagus": "esophagus",
+    "gall_bladder": "gallbladder",
+    "bladder": "urinary_bladder",
+    "postcava": "inferior_vena_cava",
+    "portal_and_splenic_veins": "portal_vein_and_splenic_vein",
+    "portal_vein_and_splenic_veins": "portal_vein_and_splenic_vein",
+    "prostate_uterus": "prostate",
+    "prostate_or_uterus": "prostate",
+    "thyroid": "thyroid_gland",
+}
+_SIDES = {"right": "right", "left": "left", "r": "right", "l": "left"}
+
+
 SNOMED_CODES: dict[str, tuple[str, str]] = {
     "spleen": ("78961009", "Spleen"),
     "kidney": ("64033007", "Kidney"),
@@ -137,19 +157,33 @@ def snomed_codes(name: str) -> tuple[tuple[str, str], tuple[str, str] | None]:
     return SNOMED_CODES[organ], SNOMED_CODES.get(side)
 
 
-_CANONICAL = {"portal_and_splenic_veins": "portal_vein_and_splenic_vein"}
+def organ_name(name: str) -> str:
+    """Return the name that the same organ has in every data set: that of `ORGANS` if it is one of them.
 
+    Case, spaces, dashes and where the side stands do not count. Known are the names of BTCV, AMOS (whose
+    `prostate/uterus` is taken for the prostate) and TotalSegmentator.
 
-def canonical_organ(name: str) -> str:
-    """Return the name of an organ as `ORGANS` writes it, in lower case: underscores, and the side at the end.
-
-    >>> canonical_organ("right adrenal gland")
-    'adrenal_gland_right'
+    >>> [organ_name(name) for name in ("right kidney", "Kidney_Right", "postcava", "small_bowel", "brain")]
+    ['kidney_right', 'kidney_right', 'inferior_vena_cava', 'intestine', 'brain']
     """
-    words = re.split(r"[\s_]+", name.strip().lower())
-    sides = [word for word in words if word in ("right", "left")]
-    plain = "_".join(word for word in words if word not in ("right", "left"))
-    return "_".join([_CANONICAL.get(plain, plain), *sides])
+    words = re.findall(r"[a-z0-9]+", name.lower())
+    sides = [_SIDES[word] for word in words if word in _SIDES]
+    base = "_".join(word for word in words if word not in _SIDES)
+    joined = "_".join([_SYNONYMS.get(base, base), *sides[:1]])
+    if joined.startswith("rib_") and sides:
+        joined = "rib"
+    organ = _ORGAN_OF.get(joined, joined)
+    return _BY_LOWER_NAME.get(organ.lower(), organ)
+
+
+def organ_ids(name: str) -> tuple[int, ...]:
+    """Return the ids of the organs that a structure is made of: usually one, several of a whole lung, none if unknown.
+
+    >>> organ_ids("right kidney"), organ_ids("lung_left"), organ_ids("brain")
+    ((2,), (10, 11), ())
+    """
+    organ = organ_name(name)
+    return tuple(IDS_OF_NAMES[part] for part in _ANY_OF.get(organ, (organ,)) if part in IDS_OF_NAMES)
 
 
 def foreground_classes(channel_def: Mapping[str, str]) -> dict[int, str]:

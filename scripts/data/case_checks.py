@@ -22,6 +22,8 @@ LabelSet = Sequence[int]
 ImageCheck = Callable[[Sequence[str], Sequence[Grid | None]], tuple[list[str], Grid | None]]
 """Takes the files of one image and their grids, None for unreadable ones; returns the problems found, and the grid that
 the label must lie on."""
+ImageReader = Callable[[Mapping[str, Any], str], StoredVolume]
+"""Takes a case and a file of its image; raises an `InputError` if the case cannot use it."""
 _LISTED_VALUES = 8
 
 
@@ -31,6 +33,7 @@ def check_cases(
     num_classes: int | None = None,
     label_sets: Sequence[LabelSet] | None = None,
     check_image: ImageCheck | None = None,
+    read_image: ImageReader | None = None,
     allow_copies: bool = False,
     workers: int = 4,
 ) -> None:
@@ -46,6 +49,7 @@ def check_cases(
         num_classes: number of label values including the background; the set is 0..`num_classes` - 1.
         label_sets: the sets of values that a label may hold, instead of `num_classes`.
         check_image: checks the files of an image together, such as four sequences.
+        read_image: reads a file of an image, in place of `read_nifti`.
         allow_copies: whether different cases may hold the same image.
         workers: threads, each with one volume in memory at a time; zlib releases the GIL.
 
@@ -55,7 +59,8 @@ def check_cases(
     if not label_sets and (num_classes or 0) < 2:
         raise InputError(f"num_classes is {num_classes or 0}; set it to the number of labels including the background")
     sets = label_sets or [range(num_classes or 0)]
-    check = partial(_case_problems, label_sets=sets, check_image=check_image or _first_grid)
+    reading = {"check_image": check_image or _first_grid, "read_image": read_image or _read_image}
+    check = partial(_case_problems, label_sets=sets, **reading)
     with ThreadPoolExecutor(workers) as pool, progress_bar(total=len(items), desc="checking", unit="case") as bar:
         problems, digests = [], []
         for found, images in pool.map(check, items):
@@ -72,19 +77,23 @@ def image_files(item: Mapping[str, Any]) -> list[str]:
     return [item["image"]] if isinstance(item["image"], str) else list(item["image"])
 
 
+def _read_image(_: Mapping[str, Any], path: str) -> StoredVolume:
+    return read_nifti(path)
+
+
 def _first_grid(_: Sequence[str], grids: Sequence[Grid | None]) -> tuple[list[str], Grid | None]:
     """Accept an image; its label must lie on the grid of its first file."""
     return [], grids[0]
 
 
 def _case_problems(
-    item: Mapping[str, Any], label_sets: Sequence[LabelSet], check_image: ImageCheck
+    item: Mapping[str, Any], label_sets: Sequence[LabelSet], check_image: ImageCheck, read_image: ImageReader
 ) -> tuple[list[str], dict[str, bytes]]:
     """List the problems of a case, and the digest of each image that has none."""
     problems: list[str] = []
     digests: dict[str, bytes] = {}
     paths = image_files(item)
-    grids = [_image_grid(path, problems, digests) for path in paths]
+    grids = [_image_grid(path, partial(read_image, item), problems, digests) for path in paths]
     found, grid = check_image(paths, grids)
     problems += found
     if "label" in item:
@@ -97,10 +106,12 @@ def _case_problems(
     return problems, digests
 
 
-def _image_grid(path: str, problems: list[str], digests: dict[str, bytes]) -> Grid | None:
+def _image_grid(
+    path: str, read: Callable[[str], StoredVolume], problems: list[str], digests: dict[str, bytes]
+) -> Grid | None:
     """Check an image and return its grid, or None if it has a problem."""
     try:
-        image = read_nifti(path)
+        image = read(path)
         check_intensities(image, path)
     except InputError as error:
         problems.append(str(error))

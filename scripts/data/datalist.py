@@ -15,7 +15,7 @@ from typing import Any
 from scripts.common.errors import InputError, raise_all
 from scripts.common.flags import parse_flag
 from scripts.common.names import is_nifti, name_path, stem, unique_names
-from scripts.data.case_checks import ImageCheck, check_cases, image_files
+from scripts.data.case_checks import ImageCheck, ImageReader, check_cases, image_files
 from scripts.data.folds import hold_out_fold
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,9 @@ def load_datalist(
     num_classes: int | None = None,
     label_sets: Sequence[Sequence[int]] | None = None,
     ignored_label: int | None = None,
+    ignored_in: Sequence[str] = ("training",),
     check_image: ImageCheck | None = None,
+    read_image: ImageReader | None = None,
 ) -> dict[str, list[Item]]:
     """List the cases of `dataset_dir` by section, from a Decathlon-style JSON file or from folders.
 
@@ -59,9 +61,11 @@ def load_datalist(
         check: whether to check all files of the required sections; see `scripts.data.case_checks.check_cases`.
         num_classes: number of label values including the background; only the check needs it.
         label_sets: the sets of values that a label may hold, instead of `num_classes`.
-        ignored_label: additional value that training labels may hold, for voxels that the loss ignores; also added to
-            their items.
+        ignored_label: additional value that labels may hold, for voxels that the loss ignores; also added to their
+            items.
+        ignored_in: sections whose labels may hold it.
         check_image: checks the files of an image together; see `scripts.data.case_checks.check_cases`.
+        read_image: reads a file of an image; see there.
 
     Returns:
         All sections, also empty ones. Each item holds absolute paths `image` (a list if there are several) and `label`
@@ -104,11 +108,12 @@ def load_datalist(
     for item, case in zip(items, unique_names([name_path(item["image"]) for item in items]), strict=True):
         item["case"] = case
     if ignored_label is not None:
-        for item in sections["training"]:
+        for item in (item for name in ignored_in for item in sections[name]):
             item["ignored_label"] = ignored_label
     if parse_flag(check, "check_data"):
         todo = [item for name in required for item in sections[name]]
         options = {"num_classes": num_classes, "label_sets": label_sets, "check_image": check_image}
+        options["read_image"] = read_image
         check_cases(todo, allow_copies=overlap, **options)
     logger.info("loaded %s: %s", source, ", ".join(f"{len(items)} {name}" for name, items in sections.items()))
     return sections

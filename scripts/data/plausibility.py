@@ -79,8 +79,8 @@ def orientation_signs(volume: np.ndarray, affine: np.ndarray) -> list[str]:
     steps = [max(1, round(_WORKING_MM / mm)) for mm in spacing_mm]
     image, spacing_mm = image[tuple(slice(None, None, step) for step in steps)], spacing_mm * steps
     is_ct = intensity_kind(image) == "HU"
-    tissue = _tissue(image, is_ct=is_ct)
-    body = _filled(tissue)
+    tissue = tissue_of(image, is_ct=is_ct)
+    body = filled(tissue)
     if not body.any():
         return ["shows no body"]
     if signs := _axis_signs(body, spacing_mm):
@@ -91,7 +91,7 @@ def orientation_signs(volume: np.ndarray, affine: np.ndarray) -> list[str]:
     return list(dict.fromkeys(filter(None, signs)))
 
 
-def _tissue(image: np.ndarray, *, is_ct: bool) -> np.ndarray:
+def tissue_of(image: np.ndarray, *, is_ct: bool) -> np.ndarray:
     """Return what is brighter than air, without small parts."""
     low, high = np.percentile(image, [1, 99])
     bright = ndimage.binary_opening(image > (_AIR_HU if is_ct else low + 0.1 * (high - low)))
@@ -101,7 +101,7 @@ def _tissue(image: np.ndarray, *, is_ct: bool) -> np.ndarray:
     return (sizes > 0.2 * sizes.max())[parts] & bright
 
 
-def _filled(tissue: np.ndarray) -> np.ndarray:
+def filled(tissue: np.ndarray) -> np.ndarray:
     """Fill holes in the planes of each axis, because lungs are open at the ends of a volume."""
     body = tissue.copy()
     for axis in range(3):

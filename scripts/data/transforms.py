@@ -159,7 +159,7 @@ class WarnImplausibled(MapTransform):
     See `scripts.data.plausibility.implausible`.
 
     Args:
-        keys: keys of the images, (C, X, Y, Z) MetaTensors, of which the first channel is looked at.
+        keys: keys of the images, (C, X, Y, Z) MetaTensors, of which the sum of the channels is looked at.
         kind: the kind of intensities that the network needs; None for any.
         allow_missing_keys: skip keys that the case lacks.
     """
@@ -174,6 +174,6 @@ class WarnImplausibled(MapTransform):
         for key in self.key_iterator(data):
             image = data[key]
             name = image.meta.get("case") or image.meta.get("filename_or_obj", key)
-            for sign in implausible(image[0].cpu().numpy(), np.asarray(image.affine), kind=self.kind):
+            for sign in implausible(image.sum(dim=0).cpu().numpy(), np.asarray(image.affine), kind=self.kind):
                 logger.warning("%s: %s", name, sign)
         return dict(data)

@@ -76,24 +76,35 @@ class LoadVolumed(MapTransform):
         volume = read_volume(path)
         if is_image:
             check_intensities(volume, printable(path))
-        values, affine = volume.values(), torch.from_numpy(volume.affine)
-        meta = {
-            "filename_or_obj": str(path),
-            "original_affine": affine.clone(),
-            "original_channel_dim": "no_channel",
-            "space": "RAS",
-            "spatial_shape": volume.stored.shape,
-        }
+        values = volume.values()
+        tensor = as_tensor(volume, torch.from_numpy(values)[None], path)
         if is_image:
-            meta["scanned_slices"] = scanned_slices(GridArray(values, volume.affine))
-        return MetaTensor(torch.from_numpy(values)[None], affine=affine, meta=meta)
+            tensor.meta["scanned_slices"] = scanned_slices(GridArray(values, volume.affine))
+        return tensor
 
 
-def read_volume(path: str | Path) -> StoredVolume:
+def as_tensor(volume: StoredVolume, values: torch.Tensor, path: str | Path) -> MetaTensor:
+    """Return the intensities of a volume, (C, X, Y, Z), with the metadata that MONAI's transforms need."""
+    affine = torch.from_numpy(volume.affine)
+    meta = {
+        "filename_or_obj": str(path),
+        "original_affine": affine.clone(),
+        "original_channel_dim": "no_channel",
+        "space": "RAS",
+        "spatial_shape": volume.grid.shape,
+    }
+    return MetaTensor(values, affine=affine, meta=meta)
+
+
+def read_volume(path: str | Path, *, with_channels: bool = False) -> StoredVolume:
     """Read a NIfTI file, or a folder as a DICOM series.
+
+    Args:
+        path: of the file or folder.
+        with_channels: see `read_nifti`.
 
     Raises:
         InputError: see `read_nifti` and `read_dicom_series`.
     """
     is_folder = os.path.isdir(path)  # noqa: PTH112 (Path.is_dir raises an error where access is denied)
-    return read_dicom_series(Path(path)) if is_folder else read_nifti(path)
+    return read_dicom_series(Path(path)) if is_folder else read_nifti(path, with_channels=with_channels)

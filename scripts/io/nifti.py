@@ -42,7 +42,8 @@ class StoredVolume:
     """A volume as its file stores it; the intensities are `stored * slope + inter`.
 
     Attributes:
-        stored: (X, Y, Z), in the dtype of the file, which takes less memory than float intensities.
+        stored: (X, Y, Z), in the dtype of the file, which takes less memory than float intensities; (X, Y, Z, C) if it
+            was read `with_channels` and has any.
         affine: (4, 4), voxel indices to mm in RAS.
         slope: factor, without unit.
         inter: offset, in the unit of the intensities.
@@ -58,7 +59,7 @@ class StoredVolume:
     @property
     def grid(self) -> Grid:
         """The grid that the voxels lie on."""
-        return Grid(self.stored.shape, self.affine)
+        return Grid(self.stored.shape[:3], self.affine)
 
     @property
     def value_range(self) -> tuple[float, float]:
@@ -67,7 +68,7 @@ class StoredVolume:
         return min(ends), max(ends)
 
     def values(self) -> np.ndarray:
-        """Return the intensities, (X, Y, Z) float32, computed in float64 plane by plane to save memory."""
+        """Return the intensities, float32, (X, Y, Z) or (X, Y, Z, C), computed in float64 plane by plane."""
         if self.slope == 1 and self.inter == 0:
             return np.ascontiguousarray(self.stored, dtype=np.float32)
         scaled = np.empty(self.stored.shape, dtype=np.float32)
@@ -77,7 +78,11 @@ class StoredVolume:
 
 
 def read_nifti(
-    path: str | os.PathLike[str], *, open_gzip: Callable[..., BinaryIO] = gzip.open, drop_axes: bool = False
+    path: str | os.PathLike[str],
+    *,
+    open_gzip: Callable[..., BinaryIO] = gzip.open,
+    drop_axes: bool = False,
+    with_channels: bool = False,
 ) -> StoredVolume:
     """Read a 3-D NIfTI file to its end, so that gzip compares the checksum.
 
@@ -89,6 +94,7 @@ def read_nifti(
         path: a .nii or .nii.gz file.
         open_gzip: opens a .gz file as `gzip.open` does, with the same errors.
         drop_axes: read (X, Y, Z, 1), and more axes of length 1, as (X, Y, Z).
+        with_channels: also read (X, Y, Z, C).
 
     Returns:
         The volume, with intensities as they are stored.
@@ -99,7 +105,9 @@ def read_nifti(
     """
     name = printable(path)
     try:
-        return _read_to_end(Path(path), name, open_gzip=open_gzip, drop_axes=drop_axes)
+        return _read_to_end(
+            Path(path), name, open_gzip=open_gzip, drop_axes=drop_axes, axes=slice(3 if with_channels else None)
+        )
     except InputError:
         raise
     except FileNotFoundError as error:
@@ -166,8 +174,18 @@ def check_intensities(volume: StoredVolume, path: object) -> None:
         raise InputError(f"{path}: is constant, every voxel is {low:g}; this is not an image.")
 
 
-def _read_to_end(path: Path, name: str, *, open_gzip: Callable[..., BinaryIO], drop_axes: bool) -> StoredVolume:
-    """Check the header, then read the voxels and what follows them; see `read_nifti`."""
+def _read_to_end(
+    path: Path, name: str, *, open_gzip: Callable[..., BinaryIO], drop_axes: bool, axes: slice
+) -> StoredVolume:
+    """Check the header, then read the voxels and what follows them; see `read_nifti`.
+
+    Args:
+        path: of the file.
+        name: of the file, for messages.
+        open_gzip: see `read_nifti`.
+        drop_axes: see `read_nifti`.
+        axes: those of a file of four that are the volume's; all of any other file are.
+    """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{name}: is a folder, a pipe or a device; give a NIfTI file.")
@@ -180,7 +198,7 @@ def _read_to_end(path: Path, name: str, *, open_gzip: Callable[..., BinaryIO], d
         shape = header.get_data_shape()
         while drop_axes and len(shape) > 3 and shape[-1] == 1:
             shape = shape[:-1]
-        check_geometry(Grid(shape, affine), name)
+        check_geometry(Grid(shape[axes] if len(shape) == 4 else shape, affine), name)
         require_memory_for(shape, header.get_data_dtype().itemsize, name=name)
         voxels = ArrayProxy(file, header, mmap=False)  # a mapped file that is cut short kills the process
         stored = voxels.get_unscaled()

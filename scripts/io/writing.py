@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -81,12 +81,7 @@ class SaveLabelMapd(SaveImaged):
         if low < 0 or high > MAX_CLASS_ID:
             raise InputError(f"{case}: holds class ids from {low} to {high}; label maps are saved with 0 to 65535.")
         header = header_for(labels, np.asarray(label_map.affine, dtype=np.float64), label_map.meta.get("nifti_header"))
-        voxels = np.ascontiguousarray(labels.T, dtype=header.get_data_dtype())
-        with atomic_path(self.path_of(case)) as temporary, temporary.open("wb") as file:
-            packed = self.gzip_file(filename="", mode="wb", compresslevel=self.gzip_level, fileobj=file, mtime=0)
-            with packed:
-                header.write_to(packed)
-                packed.write(voxels.data.cast("B"))
+        write_label_map(labels, header, self.path_of(case), gzip_file=self.gzip_file, level=self.gzip_level)
 
     def case_of(self, label_map: MetaTensor) -> str:
         """Return the name of a label map's case."""
@@ -95,6 +90,31 @@ class SaveLabelMapd(SaveImaged):
     def path_of(self, case: str) -> Path:
         """Return the path of the file of a case."""
         return self.output_dir / f"{case}_{self.postfix}.nii.gz"
+
+
+def write_label_map(
+    labels: np.ndarray,
+    header: nib.Nifti1Header,
+    path: Path,
+    *,
+    gzip_file: Callable[..., BinaryIO] = gzip.GzipFile,
+    level: int = 1,
+) -> None:
+    """Write a label map as .nii.gz, atomically; the same labels give the same bytes.
+
+    Args:
+        labels: class ids, (X, Y, Z).
+        header: see `header_for`.
+        path: of the file.
+        gzip_file: packs it, with the arguments of `gzip.GzipFile`.
+        level: of the compression.
+    """
+    voxels = np.ascontiguousarray(labels.T, dtype=header.get_data_dtype())
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        packed = gzip_file(filename="", mode="wb", compresslevel=level, fileobj=file, mtime=0)
+        with packed:
+            header.write_to(packed)
+            packed.write(voxels.data.cast("B"))
 
 
 def header_for(labels: np.ndarray, affine: np.ndarray, given: bytes | None = None) -> nib.Nifti1Header:

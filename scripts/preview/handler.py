@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ignite.engine import Engine
+from monai.data import MetaTensor
 from monai.engines.utils import IterationEvents
 from monai.transforms import Transform
 
@@ -46,6 +48,7 @@ class PreviewSaver:
         gif: also write the GIF; also "true" or "false".
         window: intensities shown as black and white; None takes the 1st and 99th percentile, as MR needs.
         label_transform: dictionary transform of a label that is read from its file, such as one that renumbers it.
+        read_image: reads the channel to show, (1, X, Y, Z), from an image's file; by default `LoadVolumed`.
         image_key: key of the image in the engine's batch.
         pred_key: key of the predicted label map in the engine's output.
         label_key: key of the reference label map in the engine's output, or of its path in the batch.
@@ -62,6 +65,7 @@ class PreviewSaver:
         gif: bool | str = False,
         window: IntensityWindow | None = CT_WINDOW_HU,
         label_transform: Transform | None = None,
+        read_image: Callable[[str], MetaTensor] | None = None,
         image_key: str = "image",
         pred_key: str = "pred",
         label_key: str = "label",
@@ -73,6 +77,7 @@ class PreviewSaver:
         self.image_key, self.pred_key, self.label_key = image_key, pred_key, label_key
         self._cases: CaseRecords = {}
         self._loader = LoadVolumed(image_key)
+        self._read_image = read_image or partial(self._loader.read, is_image=False)
 
     def attach(self, engine: Engine) -> None:
         """Attach to a MONAI evaluator with `decollate=True`."""
@@ -97,7 +102,7 @@ class PreviewSaver:
         if not source:
             raise InputError(f'{case}: "{self.image_key}" does not name its file: load it with LoadVolumed.')
         record_case(self._cases, case, source=source, value=None)
-        image = grid_array(self._loader.read(source, is_image=False), name=printable(source))
+        image = grid_array(self._read_image(source), name=printable(source))
         check_same_grid(pred, image, case=case, name="image")
         given = output_item.get(self.label_key)
         label = self._native_label(batch_item.get(self.label_key) if given is None else given, pred, case)

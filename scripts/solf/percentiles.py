@@ -11,7 +11,7 @@ import numpy as np
 
 from scripts.common.errors import InputError
 from scripts.common.grids import GridArray
-from scripts.common.organs import canonical_organ, foreground_classes
+from scripts.common.organs import organ_name, foreground_classes
 from scripts.models.weight_files import read_file
 from scripts.solf.features import shape_columns
 from scripts.solf.stored import contradiction, stored_thresholds
@@ -38,8 +38,8 @@ class CohortPercentiles:
 
     def __init__(self, path: str | Path, class_names: Mapping[int, str]) -> None:
         thresholds = _read_thresholds(Path(path))
-        rows = {canonical_organ(organ): row for row, organ in enumerate(thresholds.organs.values())}
-        names = {class_id: canonical_organ(name) for class_id, name in foreground_classes(class_names).items()}
+        rows = {organ_name(organ): row for row, organ in enumerate(thresholds.organs.values())}
+        names = {class_id: organ_name(name) for class_id, name in foreground_classes(class_names).items()}
         self.rows = {class_id: rows[name] for class_id, name in names.items() if name in rows}
         if not self.rows:
             raise InputError(f"{path}: its label table has none of {', '.join(names.values())}; leave it out.")

@@ -37,9 +37,10 @@ def bundle(request):
 
 
 @pytest.fixture
-def data_of(torso_data, label_data, brain_data):
+def data_of(torso_data, label_data, brain_data, dixon_data):
     """A small data set for each bundle."""
-    return {"swin_bob_btcv": torso_data, "swin_bob_brats": brain_data, "solf_filter": label_data}
+    own = {"swin_bob_btcv": torso_data, "swin_bob_brats": brain_data}
+    return {**own, "swin_bob_pretrain": dixon_data, "solf_filter": label_data}
 
 
 def configs(bundle):
@@ -61,6 +62,8 @@ def bases(bundle, name):
     """Return the configs that an overlay is laid upon."""
     if bundle.name == "solf_filter":
         return ["inference.json" if "evaluate" in name else "train.json"]
+    if name == "zero_shot.json":
+        return ["train.json", "evaluate.json"]
     if name.endswith("train.json") or "evaluate" in name:
         return ["train.json"]
     if name == "inference_cpu.json":

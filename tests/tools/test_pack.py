@@ -75,6 +75,7 @@ def test_modules_in_expressions_are_packed_too():
     [
         ("swin_bob_btcv", ("scripts/brats", "scripts/solf", "scripts/cohort", "scripts/prepare_brats")),
         ("swin_bob_brats", ("scripts/solf", "scripts/cohort", "btcv")),
+        ("swin_bob_pretrain", ("scripts/brats", "scripts/solf", "btcv")),
         ("solf_filter", ("scripts/brats", "scripts/etta", "swin_unetr", "scripts/training", "scripts/io/dicom.py")),
     ],
 )
@@ -245,7 +246,7 @@ def test_weights_that_do_not_load_are_refused(bundle, tmp_path, write, message):
     [
         (
             ["solf_filter", "nope"],
-            "error: nope: no such bundle; give some of solf_filter, swin_bob_brats, swin_bob_btcv",
+            "error: nope: no such bundle; give some of solf_filter, swin_bob_brats, swin_bob_btcv, swin_bob_pretrain",
         ),
         (["../tests"], "error: ../tests: no such bundle; give some of"),
         (["solf_filter", "--out", str(ROOT / "LICENSE")], "LICENSE: cannot be written (File exists); set another out"),
@@ -277,7 +278,7 @@ def test_missing_weights_of_all_bundles_are_named_before_one_is_packed(tmp_path,
     (tmp_path / "scripts").symlink_to(ROOT / "scripts")
     monkeypatch.setattr(pack_module, "ROOT", tmp_path)
     assert main(["--weights", "--out", str(tmp_path / "out")]) == 2
-    assert caplog.text.count("models/model.pt: missing") == 3
+    assert caplog.text.count("models/model.pt: missing") == 4
     assert not (tmp_path / "out").exists()
 
 

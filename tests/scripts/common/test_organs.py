@@ -7,10 +7,11 @@ from scripts.common.errors import InputError
 from scripts.common.organs import (
     IDS_OF_NAMES,
     ORGANS,
-    canonical_organ,
     contralateral_labels,
     foreground_classes,
     left_right_pairs,
+    organ_ids,
+    organ_name,
 )
 from tests.conftest import ROOT
 
@@ -104,16 +105,37 @@ def test_names_without_a_counterpart_are_left_out(name):
     assert name not in IDS_OF_NAMES
 
 
+def test_every_organ_keeps_its_name_and_every_known_name_its_id():
+    assert [organ_name(name) for name in ORGANS.values()] == list(ORGANS.values())
+    for name, label in IDS_OF_NAMES.items():
+        assert organ_ids(name) == (label,), name
+
+
+def test_all_classes_of_btcv_are_organs():
+    metadata = json.loads((ROOT / "bundles/swin_bob_btcv/configs/metadata.json").read_text())
+    names = foreground_classes(metadata["network_data_format"]["outputs"]["pred"]["channel_def"]).values()
+    assert [organ_ids(name) for name in names] == [
+        *((1,), (2,), (3,), (4,), (15,), (5,), (6,), (25,), (36,), (37,), (7,), (8,), (9,))
+    ]
+
+
 @pytest.mark.parametrize(
-    ("name", "organ"),
+    ("name", "ids"),
     [
-        ("right kidney", "kidney_right"),
-        ("kidney_right", "kidney_right"),
-        ("Left Adrenal gland", "adrenal_gland_left"),
-        ("portal and splenic veins", "portal_vein_and_splenic_vein"),
-        ("inferior vena cava", "inferior_vena_cava"),
-        ("IVD", "ivd"),
+        ("left adrenal gland", (9,)),
+        ("adrenal gland left", (9,)),
+        ("Adrenal-Gland L", (9,)),
+        ("gall bladder", (4,)),
+        ("postcava", (36,)),
+        ("bladder", (21,)),
+        ("prostate/uterus", (22,)),
+        ("lung_right", (12, 13, 14)),
+        ("rib_left_7", (20,)),
+        ("ivd", (68,)),
+        ("kidney_cyst_left", ()),
+        ("vertebrae_L1", ()),
+        ("background", ()),
     ],
 )
-def test_names_of_an_organ_become_one(name, organ):
-    assert canonical_organ(name) == organ
+def test_names_of_other_data_sets(name, ids):
+    assert organ_ids(name) == ids

@@ -1,3 +1,4 @@
+import json
 import logging
 import re
 
@@ -6,7 +7,7 @@ import torch
 from ignite.engine import Engine
 
 from scripts.common.errors import InputError
-from scripts.models.pretrained import PretrainedLoader, load_pretrained
+from scripts.models.pretrained import PretrainedLoader, load_pretrained, read_file_classes
 from tests.scripts.models.tiny_networks import (
     PATCH_EMBEDDING,
     assert_equal_states,
@@ -178,3 +179,76 @@ def test_resumed_training_keeps_its_weights(tmp_path):
     PretrainedLoader(network, path).attach(engine)
     engine.run([0])
     assert_equal_states(plain_state(network), state_of())
+
+
+# Classes by name
+
+ORGANS_OF_FILE = ["background", "liver", "kidney_right", "muscle", "portal_vein_and_splenic_vein"]
+ORGANS_OF_NETWORK = ["background", "right kidney", "esophagus", "portal and splenic veins", "liver", "left kidney"]
+SHARED = {0: 0, 1: 2, 3: 4, 4: 1}
+
+
+def test_classes_that_both_know_keep_their_logits(tmp_path, caplog):
+    """For the same features, whatever their numbers; the others are as initialized."""
+    pretrained, network = tiny(seed=1, out_channels=5), tiny(out_channels=6)
+    fresh = tiny(out_channels=6)
+    path = saved(tmp_path / "w.pt", pretrained.state_dict())
+    with caplog.at_level(logging.INFO, logger="scripts.models.pretrained"):
+        report = load_pretrained(network, path, class_names=ORGANS_OF_NETWORK, file_classes=ORGANS_OF_FILE)
+    assert report.classes == ("background", "right kidney", "portal and splenic veins", "liver")
+    assert set(report.adapted) == HEAD
+    assert report.fresh == report.unused == ()
+    assert "heads of 4 of 6 classes: background, right kidney, portal and splenic veins, liver" in caplog.text
+    image = torch.rand(1, 1, 64, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before, after = pretrained(image), network(image)
+    for own, other in SHARED.items():
+        torch.testing.assert_close(after[:, own], before[:, other], rtol=1e-5, atol=1e-5)
+    for own in {*range(6)} - SHARED.keys():
+        assert torch.equal(network.out.conv.conv.weight[own], fresh.out.conv.conv.weight[own])
+
+
+def test_classes_in_another_order_are_put_in_order(tmp_path):
+    network, state = tiny(), state_of(seed=1)
+    names = ["background", "liver", "spleen"]
+    path = saved(tmp_path / "w.pt", state)
+    load_pretrained(network, path, class_names=names, file_classes=[names[0], names[2], names[1]])
+    assert torch.equal(network.out.conv.conv.bias, state["out.conv.conv.bias"][[0, 2, 1]])
+
+
+@pytest.mark.parametrize("file_classes", [[], ["background", "liver"], ["a", "b", "c", "d"]])
+def test_head_without_names_or_with_too_many_is_loaded_by_its_size(tmp_path, file_classes):
+    network, state = tiny(), state_of(seed=1)
+    path = saved(tmp_path / "w.pt", state)
+    report = load_pretrained(network, path, class_names=["x", "y", "z"], file_classes=file_classes)
+    assert report.classes == ()
+    assert torch.equal(network.out.conv.conv.bias, state["out.conv.conv.bias"])
+
+
+def test_head_of_other_classes_is_left_as_initialized(tmp_path):
+    network, head = tiny(), tiny().out.conv.conv.bias
+    path = saved(tmp_path / "w.pt", state_of(seed=1))
+    report = load_pretrained(network, path, class_names=["x", "y", "z"], file_classes=["a", "b", "c"])
+    assert torch.equal(network.out.conv.conv.bias, head)
+    assert set(report.fresh) == set(report.unused) == HEAD
+
+
+def test_names_of_a_file_are_those_of_the_bundle_that_it_lies_in(tmp_path):
+    model = tmp_path / "bundle" / "models" / "model.pt"
+    model.parent.mkdir(parents=True)
+    assert read_file_classes(model) == []
+    names = {"0": "background", "1": "liver"}
+    metadata = {"monai_version": "1", "network_data_format": {"outputs": {"pred": {"channel_def": names}}}}
+    (tmp_path / "bundle" / "configs").mkdir()
+    (tmp_path / "bundle" / "configs" / "metadata.json").write_text(json.dumps(metadata))
+    assert read_file_classes(model) == ["background", "liver"]
+    assert read_file_classes(tmp_path / "bundle" / "runs" / "model.pt") == []
+    (tmp_path / "mine.json").write_text(json.dumps({"0": "background", "1": "spleen"}))
+    assert read_file_classes(model, tmp_path / "mine.json") == ["background", "spleen"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", '{"1": "liver"}', '{"0": 5}', "{", '{"monai_version": "1"}'])
+def test_file_without_names_of_classes_is_refused(tmp_path, text):
+    (tmp_path / "mine.json").write_text(text)
+    with pytest.raises(InputError, match=r"mine.json: holds no names of classes \(.*give metadata.json of a bundle"):
+        read_file_classes(tmp_path / "w.pt", tmp_path / "mine.json")
