@@ -33,6 +33,7 @@ PLAIN_WORD = re.compile(r"[\w./#=-]+")
 BUNDLES = ROOT / "bundles"
 PRETRAIN, FINE_TUNE, FILTER = (BUNDLES / name for name in ("swin_bob_pretrain", "swin_bob_btcv", "solf_filter"))
 SUBJECTS, FILTER_SUBJECTS = 8, 60
+SPLIT = ("--validation", "1", "--test", "1")
 REDUCED_NETWORK = {
     "network_def#feature_size": 12,
     "network_def#depths": [1, 1, 1, 1],
@@ -125,7 +126,9 @@ def clean(out: Path, cohort: Path) -> Step:
             },
             "inference.json",
         ),
-        execute(["-m", "scripts.make_datalist", str(out), "--labels", "cleaned", "--test", "0.1"], ROOT),
+        execute(
+            ["-m", "scripts.prepare_pairs", *(str(out / name) for name in ("images", "cleaned", "data")), *SPLIT], ROOT
+        ),
     ]
     decisions = pd.read_csv(out / "cleaned" / "decisions.csv")
     wrong = pd.read_csv(out / "errors.csv")
@@ -148,17 +151,16 @@ def clean(out: Path, cohort: Path) -> Step:
 
 def pretrain(out: Path) -> Step:
     """Pretrain on the cleaned labels, and score the test subject."""
-    models = out / "models"
-    settings = {**REDUCED_NETWORK, **REDUCED_TRAINING, **PRETRAINING, "dataset_dir": str(out), "ckpt_dir": str(models)}
-    settings |= {"dataset": "store", "cache_dir": str(out / "store")}
+    settings = {**REDUCED_NETWORK, **REDUCED_TRAINING, **PRETRAINING, "dataset_dir": str(out / "data")}
+    settings |= {"ckpt_dir": str(out / "models"), "cache_dir": str(out / "store")}
     commands = [
         run(PRETRAIN, {**settings, "output_dir": str(out / "runs")}, "train.json"),
         run(
             PRETRAIN, {**settings, "output_dir": str(out / "eval"), "eval_split": "test"}, "train.json", "evaluate.json"
         ),
     ]
-    subject = json.loads((out / "dataset_0.json").read_text())["test"][0]
-    maps = {"network": next((out / "eval").glob("*_seg.nii.gz")), "cleaned label": out / subject["label"]}
+    subject = json.loads((out / "data" / "dataset_0.json").read_text())["test"][0]
+    maps = {"network": next((out / "eval").glob("*_seg.nii.gz")), "cleaned label": out / "data" / subject["label"]}
     maps["without errors"] = out / "truth" / Path(subject["image"]).name
     draw_label_maps(maps, out / "pretrained.png")
     summary = pd.read_csv(out / "eval" / "summary.csv", index_col="organ")

@@ -11,7 +11,7 @@ import numpy as np
 
 from scripts.common.errors import InputError
 from scripts.common.grids import GridArray
-from scripts.common.organs import organ_name, foreground_classes
+from scripts.common.organs import foreground_classes, organ_name
 from scripts.models.weight_files import read_file
 from scripts.solf.features import shape_columns
 from scripts.solf.stored import contradiction, stored_thresholds

@@ -61,7 +61,10 @@ def label_of(out):
 
 
 def test_pretraining_passes_the_check_of_the_bundle_and_shows_the_test_subject(tmp_path, commands):
-    (tmp_path / "dataset_0.json").write_text('{"test": [{"image": "images/x.nii.gz", "label": "truth/x.nii.gz"}]}')
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "truth").symlink_to("../truth")
+    items = [{"image": "images/x.nii.gz", "label": "truth/x.nii.gz"}]
+    (tmp_path / "data" / "dataset_0.json").write_text(json.dumps({"test": items}))
     step = demo.pretrain(tmp_path)
     assert len(commands) == len(step.commands) == 2
     assert "mean Dice on a held-out subject is 0.400" in step.text
