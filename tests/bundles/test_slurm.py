@@ -15,7 +15,7 @@ import torch
 
 from tests.conftest import ROOT, command_line, training_settings
 
-BUNDLES = ("swin_bob_btcv", "swin_bob_brats")
+BUNDLES = ["swin_bob_btcv", "swin_bob_brats", "swin_bob_pretrain"]
 STAND_INS = {
     "srun": '#!/bin/bash\necho $$ > "$SLURM_STAND_IN/srun.pid"\nexec "$@"\n',
     "scontrol": '#!/bin/bash\n[ "$1" = show ] && echo localhost || echo "$@" > "$SLURM_STAND_IN/requeued"\n',

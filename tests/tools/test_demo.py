@@ -39,6 +39,9 @@ def commands(monkeypatch):
         if "monai.bundle" in words:
             with contextlib.chdir(cwd):
                 check_command_line(["monai/bundle/__main__.py", *words[words.index("run") :]])
+            if "--ckpt_dir" in words:
+                (models := Path(words[words.index("--ckpt_dir") + 1])).mkdir(parents=True, exist_ok=True)
+                (models / "model.pt").touch()
             if "evaluate.json" in " ".join(words):
                 out = Path(words[words.index("--output_dir") + 1])
                 out.mkdir(parents=True, exist_ok=True)
