@@ -73,9 +73,9 @@ def test_modules_in_expressions_are_packed_too():
 @pytest.mark.parametrize(
     ("bundle", "absent"),
     [
-        ("swin_bob_btcv", ("scripts/brats", "scripts/solf", "scripts/cohort", "scripts/prepare_brats")),
+        ("swin_bob_btcv", ("scripts/brats", "scripts/solf/report", "solf/workflow", "scripts/cohort", "prepare_brats")),
         ("swin_bob_brats", ("scripts/solf", "scripts/cohort", "btcv")),
-        ("swin_bob_pretrain", ("scripts/brats", "scripts/solf", "btcv")),
+        ("swin_bob_pretrain", ("scripts/brats", "scripts/solf/report", "solf/workflow", "btcv")),
         ("solf_filter", ("scripts/brats", "scripts/etta", "swin_unetr", "scripts/training", "scripts/io/dicom.py")),
     ],
 )
