@@ -69,7 +69,7 @@ class CohortCleaner(CohortWorkflow):
         self.all_verdicts = verdicts
 
     def process(self) -> None:
-        """Clean and write, and keep the record of the run.
+        """Clean and write, and record the run once it is finished.
 
         Raises:
             InputError: the weights are not those of a fitted filter with this label table, no case was cleaned, or
@@ -81,7 +81,6 @@ class CohortCleaner(CohortWorkflow):
             return
         path = self.output_dir / RUN_FILE
         runs = [*read_runs(path), new_run(self.metadata, self.ckpt_path, torch.device("cpu"))]
-        write_json(path, {"runs": runs})
         self._clean()
         runs[-1] |= {"finished": now(), "cases": {} if self.aggregate_only else self._input_sums()}
         write_json(path, {"runs": runs})

@@ -318,7 +318,7 @@ def test_cohort_of_empty_label_maps_is_one_error(model, tmp_path):
     with pytest.raises(RuntimeError) as error:
         run_bundle("solf_filter", CLEAN, **settings_of(CLEAN, tmp_path / "in", model, tmp_path))
     assert str(root_cause(error.value)).startswith("none of 2 label maps could be measured: ")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["failed.csv", "journal.sqlite", "run.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["failed.csv", "journal.sqlite"]
 
 
 def test_cohort_of_one_is_fitted_by_fixed_ranges_and_cleaned(tmp_path):
