@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -47,13 +49,14 @@ class StopOnSignal:
         self.state, self.path = state, Path(path)
         self.received = self.stopping = False
         self.group = None
+        self.is_listening = multiprocessing.RawValue("b", 0)  # the workers see it, too
 
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer, and to the evaluator of the state."""
         evaluator = self.state.evaluator
         surround_run(engine, self._listening)
         for loader in (engine.data_loader, evaluator.data_loader):
-            loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
+            loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn, self.is_listening)
         evaluator.add_event_handler(Events.STARTED, self._skip_validation)
         evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._end_case)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._end_step)
@@ -69,9 +72,11 @@ class StopOnSignal:
             yield
             return
         earlier = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        self.is_listening.value = True
         try:
             yield
         finally:
+            self.is_listening.value = False
             for number, handler in earlier.items():
                 signal.signal(number, handler)
 
@@ -114,9 +119,18 @@ class StopOnSignal:
             engine.terminate(skip_completed=True)
 
 
-def _start_worker(init: Callable[[int], None] | None, number: int) -> None:
-    """Let a worker ignore the signals, which a scheduler sends to all processes: the main one ends it."""
+def _start_worker(init: Callable[[int], None] | None, is_listening: Any, number: int) -> None:
+    """Let a worker ignore the signals that a scheduler sends to all processes while the main one listens.
+
+    At other times they end it: Python ends its workers by SIGTERM when it exits, and waits for them.
+    """
+
+    def receive(number: int, _: Any) -> None:
+        if not is_listening.value:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
     for each in SIGNALS:
-        signal.signal(each, signal.SIG_IGN)
+        signal.signal(each, receive)
     if init:
         init(number)

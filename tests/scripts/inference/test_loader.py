@@ -81,9 +81,10 @@ LONG = ("slow", "bus error", "segfault")
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.hostile] * (k in LONG)) for k in REASONS])
 def test_case_whose_process_ends_gets_the_reason_and_the_others_are_loaded_in_order(kind):
     more = {"unsent": {"collate_fn": as_lists}, "slow": {"timeout": 3}}.get(kind, {})
+    before = multiprocessing.active_children()  # of other tests
     cases = loaded(loader_of(["good", kind, "good", "good"], **more))
     assert list(cases.items()) == [("c0", 0.0), ("c1", REASONS[kind]), ("c2", 2.0), ("c3", 3.0)]
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= set(before)
 
 
 @pytest.mark.parametrize("num_workers", [1, 3])

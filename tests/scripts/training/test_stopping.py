@@ -80,6 +80,27 @@ def test_workers_survive_the_signal_that_a_scheduler_sends_to_all_processes(list
     assert train(tmp_path, on_step=on_step, workers=2)["iteration"] == 2
 
 
+FAILS_WITH_WORKERS = """
+from pathlib import Path
+from tests.scripts.training.small_training import stopping, train
+
+workers = []
+
+def fail(engine):
+    workers.append(engine._dataloader_iter)
+    raise ValueError("a bug")
+
+stopping.is_bundle_run = lambda: True
+train(Path({folder!r}), on_step=fail, workers=2)
+"""
+
+
+def test_program_whose_training_failed_ends_though_workers_are_left(tmp_path):
+    code = FAILS_WITH_WORKERS.format(folder=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, "a bug" in done.stderr) == (1, True), done.stderr
+
+
 def test_signals_have_their_former_handlers_after_the_run(listening, tmp_path):
     earlier = [signal.getsignal(number) for number in stopping.SIGNALS]
     train(tmp_path, on_step=signal_at(2), max_epochs=1)
