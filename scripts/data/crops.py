@@ -26,7 +26,8 @@ class RandCropByPlacesd(Randomizable, MapTransform, MultiSampleTrait):
     crops cannot be inverted. The same state of the random numbers gives the same crops of tensors and of the store.
 
     Boxes lie inside of the volume. Along an axis on which it is smaller than the box, it stands in the middle of the
-    box, between zeros. If a case has no foreground, all crops show background, and the other way round.
+    box, and its edge slices are repeated, as in `SlidingWindowInferer` with `padding_mode="replicate"`. If a case has
+    no foreground, all crops show background, and the other way round.
 
     Args:
         keys: keys to cut, on one grid.
@@ -106,16 +107,15 @@ class RandCropByPlacesd(Randomizable, MapTransform, MultiSampleTrait):
 
 
 def _crop(volume: torch.Tensor | ChunkedVolume, start: np.ndarray, size: Sequence[int], number: int) -> torch.Tensor:
-    """Cut a box, with zeros where it lies outside of the volume, and move the affine to its first voxel."""
+    """Cut a box, with the edge slices repeated outside of the volume, and move the affine to its first voxel."""
     ends = np.minimum(start + size, volume.shape[1:])
     box = [slice(max(0, first), end) for first, end in zip(start.tolist(), ends.tolist(), strict=True)]
     is_stored = isinstance(volume, ChunkedVolume)
     values = volume.part(box) if is_stored else convert_to_tensor(volume)[(slice(None), *box)]
     crop = values if is_stored else values.clone()
     if crop.shape[1:] != tuple(size):
-        crop = values.new_zeros((len(values), *size))
-        inside = [slice(part.start - first, part.stop - first) for part, first in zip(box, start.tolist(), strict=True)]
-        crop[(slice(None), *inside)] = values
+        outside = [(b.start - s, s + n - b.stop) for b, s, n in zip(box, start.tolist(), size, strict=True)]
+        crop = torch.as_tensor(np.pad(values, [(0, 0), *outside], mode="edge"))
     like = volume.like if is_stored else volume
     if not isinstance(like, MetaTensor):
         return crop

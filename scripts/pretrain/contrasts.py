@@ -26,8 +26,9 @@ class LoadContrastsd(LoadVolumed):
     """Read images of one to four contrasts; the channels of contrasts that an image lacks are 0.
 
     The contrasts of a file are those that the case names in `contrast`, such as "water" or "fat,water", or else those
-    that a JSON file beside it lists under `channels`, as `scripts.ukbb.prepare` writes it. A file of four channels
-    that nobody names is taken to be in the order of `CHANNELS`, and one of a single channel to be of `contrast`.
+    that a JSON file beside it lists under `channels`, as `scripts.ukbb.prepare` writes it; both have to agree. A
+    file of four channels that nobody names is taken to be in the order of `CHANNELS`, and one of a single channel to be
+    of `contrast`.
 
     Args:
         keys: keys of the paths: NIfTI files (X, Y, Z) or (X, Y, Z, C), or DICOM folders, of one contrast.
@@ -99,7 +100,11 @@ def read_contrasts(path: str | Path, *, named: str = "", single: str = SINGLE) -
     """
     volume = read_volume(path, with_channels=True)
     count = volume.stored.shape[3] if volume.stored.ndim == 4 else 1
-    names = names_of(printable(path), count, named=named or _named_beside(Path(path)), single=single)
+    beside = _named_beside(Path(path))
+    names = names_of(printable(path), count, named=named or beside, single=single)
+    if beside and named and beside != ",".join(names):
+        why = f"contrast names {','.join(names)}, but the JSON file beside it {printable(beside)}"
+        raise InputError(f"{printable(path)}: {why}; correct one of them.")
     check_intensities(volume, printable(path))
     for name, channel in zip(names, np.moveaxis(volume.stored.reshape(*volume.grid.shape, count), -1, 0), strict=True):
         if channel.min() == channel.max() and channel.flat[0] * volume.slope + volume.inter != 0:

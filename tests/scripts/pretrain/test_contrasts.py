@@ -112,6 +112,7 @@ CONTRASTS = "fat, water, in_phase, opposed_phase"
         (2, {"contrast": "fat,"}, None, f"contrast is '': give one of {CONTRASTS}"),
         (2, {}, '{"channels": ["fat", "x\\n"]}', "contrast is "),
         (3, {}, '{"channels": ["fat", "water"]}', "has 3 channels, but 2 are named"),
+        (2, {"contrast": "fat,water"}, '{"channels": ["water", "fat"]}', "names fat,water, but .* water,fat; "),
         (1, {}, '{"channels": 3}', r"a.json: does not say what the channels are"),
         (1, {}, '{"channels": [1]}', r"a.json: does not say what the channels are"),
         (1, {}, "{", r"a.json: does not say what the channels are"),
