@@ -67,18 +67,19 @@ class StopOnSignal:
     def _listening(self) -> Iterator[None]:
         self.received = self.stopping = False
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            self.group = self.group or dist.new_group(backend="gloo")
-        if not is_bundle_run() or threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        earlier = {number: signal.signal(number, self._receive) for number in SIGNALS}
-        self.is_listening.value = True
+            self.group = dist.new_group(backend="gloo")
+        is_heard = is_bundle_run() and threading.current_thread() is threading.main_thread()
+        earlier = {number: signal.signal(number, self._receive) for number in SIGNALS if is_heard}
+        self.is_listening.value = is_heard
         try:
             yield
         finally:
             self.is_listening.value = False
             for number, handler in earlier.items():
                 signal.signal(number, handler)
+            if self.group is not None:  # its threads would abort a program that ends while they still need Python
+                dist.destroy_process_group(self.group)
+                self.group = None
 
     def _receive(self, number: int, _: Any) -> None:
         if not self.received:
