@@ -1,12 +1,14 @@
 """A training of seconds with random transforms and dropout, which signals may stop; also a program for torchrun.
 
-`small_training.py FOLDER RESUME SIGNAL_AT RANK`: the process of that rank gets SIGUSR1 at the start of that step.
+`small_training.py FOLDER RESUME SIGNAL_AT RANK`: the process of that rank gets SIGUSR1 at the start of that step; if
+RANK is "torchrun", that gets SIGTERM.
 """
 
 import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -81,10 +83,24 @@ def signal_at(step, number=signal.SIGUSR1):
     return lambda engine: os.kill(os.getpid(), number) if engine.state.iteration == step else None
 
 
+def end_torchrun_at(step):
+    """Return a handler that sends torchrun SIGTERM at an iteration, and goes on when this process got it, too."""
+
+    def on_step(engine):
+        if engine.state.iteration == step:
+            os.kill(os.getppid(), signal.SIGTERM)
+            while not signal.getsignal(signal.SIGTERM).__self__.received:
+                time.sleep(0.02)
+
+    return on_step
+
+
 def main(folder, resume, step, rank):
     stopping.is_bundle_run = lambda: True
     torch.distributed.init_process_group("gloo")
     on_step = signal_at(int(step)) if rank == os.environ["RANK"] else None
+    if rank == "torchrun" and os.environ["RANK"] == "0":
+        on_step = end_torchrun_at(int(step))
     train(Path(folder), resume=json.loads(resume), on_step=on_step)
     torch.distributed.destroy_process_group()
 

@@ -117,13 +117,13 @@ def test_other_programs_keep_their_signals(tmp_path):
     assert seen == [1]
 
 
-def two_processes(folder, *, resume=False, step=0, rank=1):
+def two_processes(folder, *, resume=False, step=0, rank=1, code=0):
     folder.mkdir(exist_ok=True)
     module = "tests.scripts.training.small_training"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", module]
     arguments = [str(folder), str(resume).lower(), str(step), str(rank)]
     done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stderr
     return torch.load(folder / PATH, weights_only=True)
 
 
@@ -132,3 +132,10 @@ def test_signal_to_one_of_two_processes_stops_both_at_the_same_step(tmp_path):
     stopped = two_processes(tmp_path / "stopped", step=3, rank=1)
     assert (stopped["epoch"], stopped["epoch_length"], stopped["iteration"]) == (1, 2, 3)
     assert_same(two_processes(tmp_path / "stopped", resume=True), whole)
+
+
+def test_sigterm_to_torchrun_lets_both_processes_save(tmp_path):
+    stopped = two_processes(tmp_path / "stopped", step=3, rank="torchrun", code=1)
+    assert (stopped["epoch"], stopped["iteration"]) == (1, 3)
+    resumed = two_processes(tmp_path / "stopped", resume=True)
+    assert_same(resumed, two_processes(tmp_path / "whole"))
