@@ -24,6 +24,7 @@ class MaskedDiceCELoss(torch.nn.Module):
         smooth_nr: added to the numerator of Dice.
         smooth_dr: added to its denominator.
         batch: sum over the images of the batch before dividing.
+        weight: (C,) weights of the classes, of both losses as MONAI's; None: all count the same.
         lambda_dice: weight of Dice.
         lambda_ce: weight of cross entropy.
         ignore_index: the label of voxels to leave out.
@@ -56,6 +57,7 @@ class MaskedDiceCELoss(torch.nn.Module):
         smooth_nr: float = 1e-5,
         smooth_dr: float = 1e-5,
         batch: bool = False,
+        weight: torch.Tensor | None = None,
         lambda_dice: float = 1.0,
         lambda_ce: float = 1.0,
         ignore_index: int = 255,
@@ -74,8 +76,10 @@ class MaskedDiceCELoss(torch.nn.Module):
             smooth_nr=smooth_nr,
             smooth_dr=smooth_dr,
             batch=batch,
+            weight=weight if weight is None or include_background else weight[1:],
             ignore_index=ignore_index,
         )
+        self.register_buffer("weight", weight, persistent=False)
         self.lambda_dice, self.lambda_ce, self.ignore_index = lambda_dice, lambda_ce, ignore_index
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -95,8 +99,19 @@ class MaskedDiceCELoss(torch.nn.Module):
         # counted on the device: asking whether any voxel is known would wait for it at every step
         known = (target != self.ignore_index).flatten(1).sum(1)
         dice = self._mean_dice(input, target, known)
-        ce = cross_entropy(input, target[:, 0].long(), ignore_index=self.ignore_index, reduction="sum")
-        return self.lambda_dice * dice + self.lambda_ce * ce / known.sum().clamp(min=1)
+        return self.lambda_dice * dice + self.lambda_ce * self._mean_ce(input, target[:, 0].long(), known.sum())
+
+    def _mean_ce(self, input: torch.Tensor, target: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+        """Average cross entropy over the known voxels, `known` in number, each with the weight of its class."""
+        if self.weight is None:
+            ce = cross_entropy(input, target, ignore_index=self.ignore_index, reduction="sum")
+            return ce / known.clamp(min=1)
+        weight = self.weight.to(input.device)
+        options = {"weight": weight.to(input), "ignore_index": self.ignore_index, "reduction": "sum"}
+        ce = cross_entropy(input, target, **options)
+        is_known = target != self.ignore_index
+        total = (weight[target * is_known] * is_known).sum()
+        return ce / total.clamp(min=torch.finfo(total.dtype).tiny)
 
     def _mean_dice(self, input: torch.Tensor, target: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
         """Average Dice over the classes, then over the images with known voxels, of which each has `known`."""

@@ -16,6 +16,8 @@ VARIANTS = {
     "batch": {"softmax": True, "batch": True},
     "bundle": {"softmax": True, "smooth_nr": 0.0, "smooth_dr": 1e-6},
     "weights": {"softmax": True, "lambda_dice": 0.3, "lambda_ce": 2.0},
+    "class weights": {"softmax": True, "weight": torch.tensor([0.1, 1, 0, 3]).double()},
+    "class weights, no background": {"softmax": True, "include_background": False, "weight": torch.arange(4).double()},
 }
 
 
