@@ -30,8 +30,8 @@ from benchmarks.etta.networks import CT, RECIPES, Case, cases, network, read, tr
 from benchmarks.etta.objectives import etta_settings
 from benchmarks.etta.shifts import SHIFTS
 from scripts.common.files import atomic_path, write_table
-from scripts.etta.core import ACCEPTED
 from scripts.etta.inferer import ETTAInferer
+from scripts.etta.outcome import ACCEPTED
 
 RESULTS = Path(__file__).parent / "results"
 BARE = {"guard": False, "keep": "last", "windows_per_step": None, "steps": 1}

@@ -1,0 +1,100 @@
+"""Changes of an image's intensities that may undo a shift: gamma, unsharp masking and stretching.
+
+All are pure functions of the image and of three numbers of each channel, so a window is changed as the whole image is,
+but for sharpening within three voxels of its border.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from monai.networks.layers import gaussian_1d, separable_filtering
+from monai.utils import convert_to_dst_type, convert_to_tensor
+
+Kind = Literal["gamma", "unsharp", "stretch"]
+
+
+@dataclass(frozen=True)
+class Intensities:
+    """Smallest, largest and mean intensity of a channel of the whole image."""
+
+    low: float
+    high: float
+    mean: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A change of one channel.
+
+    Attributes:
+        kind: the function of this module.
+        amount: its exponent or factor.
+    """
+
+    kind: Kind
+    amount: float
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.amount:g}"
+
+
+def intensities(image: torch.Tensor) -> list[Intensities]:
+    """Return the intensities of each channel.
+
+    Shape:
+        image: (1, C, ...).
+    """
+    channels = convert_to_tensor(image, track_meta=False)[0].flatten(1)
+    return [Intensities(*(float(f(channel)) for f in (torch.amin, torch.amax, torch.mean))) for channel in channels]
+
+
+def gamma(x: torch.Tensor, exponent: float, seen: Intensities) -> torch.Tensor:
+    """Return `low + (high - low) * ((x - low) / (high - low)) ** exponent`."""
+    span = seen.high - seen.low
+    return x.sub(seen.low).div_(span).clamp_(0, 1).pow_(exponent).mul_(span).add_(seen.low)
+
+
+def unsharp(x: torch.Tensor, factor: float, seen: Intensities) -> torch.Tensor:
+    """Return `clip(x + factor * (x - smooth), low, high)`, where `smooth` is x after a Gaussian of 1 voxel.
+
+    Shape:
+        x: (1, 1, ...) with up to three spatial axes.
+    """
+    kernels = [gaussian_1d(torch.tensor(1.0), approx="sampled", normalize=True)] * (x.ndim - 2)
+    smooth = separable_filtering(x, kernels, mode="replicate")
+    return smooth.mul_(-factor).add_(x, alpha=1 + factor).clamp_(seen.low, seen.high)
+
+
+def stretch(x: torch.Tensor, factor: float, seen: Intensities) -> torch.Tensor:
+    """Return `clip(mean + factor * (x - mean), 0, 1)`; the clip is to low and high if these are not within 0 to 1."""
+    low, high = (0.0, 1.0) if seen.low >= 0 and seen.high <= 1 else (seen.low, seen.high)
+    return x.sub(seen.mean).mul_(factor).add_(seen.mean).clamp_(low, high)
+
+
+FUNCTIONS = {"gamma": gamma, "unsharp": unsharp, "stretch": stretch}
+
+
+def changed(image: torch.Tensor, chosen: Mapping[int, Candidate], seen: Sequence[Intensities]) -> torch.Tensor:
+    """Return a copy of an image, or of a window of it, with some channels changed.
+
+    Voxels of exactly 0 stay 0: they are air after normalization, the outside of a skull-stripped brain, or an absent
+    channel.
+
+    Args:
+        image: it or a window of it.
+        chosen: number of a channel to its change.
+        seen: of the channels of the whole image.
+
+    Shape:
+        image: (1, C, ...) keeps its shape.
+    """
+    plain = convert_to_tensor(image, track_meta=False)
+    found = plain.clone()
+    for channel, candidate in chosen.items():
+        x = plain[:, channel : channel + 1]
+        found[:, channel : channel + 1] = FUNCTIONS[candidate.kind](x, candidate.amount, seen[channel]).where(x != 0, 0)
+    return convert_to_dst_type(found, image)[0]
