@@ -3,7 +3,7 @@
 The method was chosen on the development images: those of `benchmarks.etta_shift`, 81 of three networks. Then it was
 judged once on shifts that it was not made for, on other phantoms and deformations, and on a fourth network trained with
 augmented intensities. Each case is tested clean and under each shift, at one of three strengths in turn. Writes
-`results/etta_input_*.csv` and `etta_input.png`.
+`results/etta_input_*.csv` and the picture of the bundle's page.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from benchmarks.etta.cost import in_a_process, inferer
-from benchmarks.etta.networks import Case, cases, network, normalize, read, trained
+from benchmarks.etta.networks import ROOT, Case, cases, network, normalize, read, trained
 from benchmarks.etta.shifts import SHIFTS
 from benchmarks.etta.unseen import UNSEEN, Scan
 from benchmarks.etta_shift import NETWORKS, RESULTS, mean_dice
@@ -37,6 +37,7 @@ WAYS = {
     "weights": {"adapt": "weights"},
     "both": {"adapt": "both"},
 }
+DOCS = ROOT / "bundles" / "swin_bob_btcv" / "docs"
 UNSEEN_NETWORKS = (*NETWORKS, "augmented")
 UNSEEN_SEED, FIRST_DEFORMATION = 3000, 20
 LOST = 3  # points by which a shift must lower the plain Dice, to count as harmful
@@ -195,7 +196,7 @@ def main() -> int:
     if "time" in parts:
         write_table(time_part(), RESULTS / "etta_input_time.csv", decimals=2)
     if "picture" in parts:
-        draw(RESULTS / "etta_input.png")
+        draw(DOCS / "etta_input.png")
     paths = [RESULTS / f"etta_input_{name}.csv" for name in ("unseen_images", "time")]
     if paths[0].is_file():
         times = pd.read_csv(paths[1]) if paths[1].is_file() else None

@@ -148,7 +148,7 @@ def less_contrast_agent(scan: Scan, share: float) -> torch.Tensor:
 def field_of_view(scan: Scan, radius: float) -> torch.Tensor:
     """Replace what lies outside a cylinder along the body by air."""
     axes = [torch.linspace(-1, 1, n) for n in scan.hu.shape[2:4]]
-    inside = torch.hypot(axes[0][:, None], axes[1][None])[..., None] < radius * 2**0.5
+    inside = torch.hypot(axes[0][:, None], axes[1][None])[..., None] < radius
     return torch.where(inside, scan.hu, AIR_HU)
 
 
@@ -190,7 +190,7 @@ UNSEEN: dict[str, tuple[Unseen, tuple[float, ...]]] = {
     "slice thickness": (slice_thickness, (2, 3, 4)),
     "arterial phase": (arterial_phase, (0.3, 0.6, 1)),
     "less contrast agent": (less_contrast_agent, (0.3, 0.6, 1)),
-    "field of view": (field_of_view, (0.8, 0.65, 0.55)),
+    "field of view": (field_of_view, (0.95, 0.85, 0.7)),
     "gain drift": (gain_drift, (0.15, 0.3, 0.45)),
     "k-space spikes": (spikes, (20, 40, 70)),
     "window and noise": (mixed(window_width, 1.5, rician), (0.03, 0.06, 0.1)),

@@ -46,6 +46,19 @@ def test_inference_adapts_and_writes_a_table(torso_data, weights, tmp_path):
     assert all(torch.equal(network[name], state[name]) for name in state)
 
 
+def test_inference_adapts_the_input_by_default_and_the_network_never(torso_data, weights, tmp_path):
+    segment(["inference.json"], torso_data, weights, tmp_path / "plain")
+    changed = {"etta#guard": False}
+    workflow = segment(["inference.json", "etta.json"], torso_data, weights, tmp_path / "etta", **changed)
+    (row,) = pd.read_csv(tmp_path / "etta" / "etta.csv").itertuples()
+    assert row.accepted
+    assert row.candidate.split()[0] in ("gamma", "unsharp", "stretch")
+    assert (label_map(tmp_path / "etta") != label_map(tmp_path / "plain")).any()
+    state = torch.load(weights, weights_only=True)
+    network = workflow.parser.get_parsed_content("network").state_dict()
+    assert all(torch.equal(network[name], state[name]) for name in state)
+
+
 def test_no_steps_do_not_change_the_label_map(torso_data, weights, tmp_path):
     segment(["inference.json"], torso_data, weights, tmp_path / "plain")
     segment(
