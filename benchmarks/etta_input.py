@@ -1,9 +1,8 @@
 """Measure whether adapting the input helps: `python -m benchmarks.etta_input [--part development|unseen|time]`.
 
-The method was chosen on the development images: those of `benchmarks.etta_shift`, 81 of three networks. Then it was
-judged once on shifts that it was not made for, on other phantoms and deformations, and on a fourth network trained with
-augmented intensities. Each case is tested clean and under each shift, at one of three strengths in turn. Writes
-`results/etta_input_*.csv` and the picture of the bundle's page.
+The method is chosen on the development images: the cases and shifts of `benchmarks.etta_shift`. Then it is judged once
+on shifts that it was not made for, on other phantoms and deformations. Each case is tested clean and under each shift,
+at one of three strengths in turn. Writes `results/etta_input_*.csv` and the picture of the bundle's page.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from benchmarks.etta.cost import in_a_process, inferer
-from benchmarks.etta.networks import ROOT, Case, cases, network, normalize, read, trained
+from benchmarks.etta.networks import RECIPES, ROOT, Case, cases, network, normalize, read, trained
 from benchmarks.etta.shifts import SHIFTS
 from benchmarks.etta.unseen import UNSEEN, Scan
 from benchmarks.etta_shift import NETWORKS, RESULTS, mean_dice
@@ -38,7 +37,7 @@ WAYS = {
     "both": {"adapt": "both"},
 }
 DOCS = ROOT / "bundles" / "swin_bob_btcv" / "docs"
-UNSEEN_NETWORKS = (*NETWORKS, "augmented")
+ALL = (*NETWORKS, "U-Net", "U-Net augmented", "U-Net real CT")
 UNSEEN_SEED, FIRST_DEFORMATION = 3000, 20
 LOST = 3  # points by which a shift must lower the plain Dice, to count as harmful
 Images = tuple[torch.Tensor, torch.Tensor]  # image (1, 1, X, Y, Z), label (X, Y, Z)
@@ -135,9 +134,9 @@ def targets(table: pd.DataFrame, way: str, times: pd.DataFrame | None) -> pd.Dat
     return pd.DataFrame(found, columns=["target", "limit", "measured", "met"])
 
 
-def draw(path: Path) -> None:
-    """Draw a case of the real CT under a wrong window: before, after, reference."""
-    case = cases("real CT", 1, first=0)[0]
+def draw(name: str, path: Path) -> None:
+    """Draw the real CT with a wrong window, segmented by a network: before, after, reference."""
+    case = cases(name, 1)[0]
     image, label = unseen(case, "window width", 2)
     with torch.no_grad():
         module, adapting = network(case.network), ETTAInferer(inferer(), ETTASettings(adapt="input"))
@@ -183,20 +182,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--part", choices=("development", "unseen", "time", "picture"), help="default: all")
     parser.add_argument("--cases", type=int, default=6, help="cases of each network under unseen shifts (default: 6)")
+    parser.add_argument("--networks", nargs="+", choices=ALL, default=ALL, help="default: all")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="default: all")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parts = [args.part] if args.part else ["development", "unseen", "time", "picture"]
     if "development" in parts:
-        chosen = [case for name in trained(NETWORKS) for case in cases(name, 3)]
-        report("development", run(development, chosen, list(SHIFTS), list(WAYS)))
+        chosen = [case for name in trained(args.networks) for case in cases(name, 3)]
+        report("development", run(development, chosen, list(SHIFTS), args.ways))
     if "unseen" in parts:
         options: dict[str, Any] = {"seed": UNSEEN_SEED, "first": FIRST_DEFORMATION}
-        chosen = [case for name in trained(UNSEEN_NETWORKS) for case in cases(name, args.cases, **options)]
-        report("unseen", run(unseen, chosen, list(UNSEEN), ["input", "weights"]))
+        chosen = [case for name in trained(args.networks) for case in cases(name, args.cases, **options)]
+        report("unseen", run(unseen, chosen, list(UNSEEN), args.ways))
     if "time" in parts:
         write_table(time_part(), RESULTS / "etta_input_time.csv", decimals=2)
     if "picture" in parts:
-        draw(DOCS / "etta_input.png")
+        for name in args.networks:
+            if RECIPES[name].start is not None:
+                draw(name, DOCS / "etta_input.png")
     paths = [RESULTS / f"etta_input_{name}.csv" for name in ("unseen_images", "time")]
     if paths[0].is_file():
         times = pd.read_csv(paths[1]) if paths[1].is_file() else None

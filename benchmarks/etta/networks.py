@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from monai.data import MetaTensor
-from monai.networks.nets import SwinUNETR
+from monai.networks.nets import SwinUNETR, UNet
 from monai.transforms import CenterSpatialCropd, Compose, CropForegroundd, Identityd, Lambdad, Orientationd
 
 from benchmarks.etta.shifts import warped
+from scripts.common.files import write_json
 from scripts.data.transforms import Spacingd
 from scripts.io.loading import LoadVolumed
 from scripts.models.weights import load_weights
@@ -24,6 +27,16 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "demo" / "etta"
 CT = ROOT.parent / "shared" / "data" / "ct_torso"
 ARCHITECTURE = {"in_channels": 1, "out_channels": 14, "feature_size": 12, "depths": (1, 1, 1, 1), "window_size": 4}
+UNET = {
+    "_target_": "UNet",
+    "spatial_dims": 3,
+    "in_channels": 1,
+    "out_channels": 14,
+    "channels": [12, 24, 48, 96],
+    "strides": [2, 2, 2],
+    "num_res_units": 1,
+    "norm": ["instance", {"affine": True}],
+}
 WINDOW = 64
 HU_WINDOW = (-175.0, 250.0)
 TEST_SEED = 1000  # of the test phantoms, which were not used for training or tuning
@@ -42,6 +55,7 @@ class Recipe:
         start: network to fine-tune on the real scan; None for training on phantoms.
         spacing_mm: voxel size of its input along each axis.
         intensity_prob: probability of scaled and of shifted intensities in training.
+        unet: a U-Net with instance normalization instead of the bundle's network.
     """
 
     seed: int
@@ -49,13 +63,16 @@ class Recipe:
     start: str | None = None
     spacing_mm: float = 4.0
     intensity_prob: float = 0.0
+    unet: bool = False
 
 
 RECIPES = {
     "well trained": Recipe(seed=0, epochs=45),
     "under-trained": Recipe(seed=7, epochs=25),
     "real CT": Recipe(seed=0, epochs=60, start="well trained", spacing_mm=5.0),
-    "augmented": Recipe(seed=0, epochs=60, intensity_prob=0.5),
+    "U-Net": Recipe(seed=0, epochs=45, unet=True),
+    "U-Net augmented": Recipe(seed=0, epochs=45, unet=True, intensity_prob=0.5),
+    "U-Net real CT": Recipe(seed=0, epochs=60, start="U-Net", spacing_mm=5.0, unet=True),
 }
 
 
@@ -87,7 +104,7 @@ def train(name: str) -> None:
     if path.is_file():
         return
     out = path.parents[1]
-    schedule: dict[str, object] = {}
+    schedule: dict[str, Any] = {}
     if recipe.start is None:
         write_cohort(out / "data", cases=10, seed=recipe.seed)
     else:
@@ -97,7 +114,12 @@ def train(name: str) -> None:
     settings |= {"max_epochs": recipe.epochs, "val_interval": recipe.epochs // 5}
     settings |= {"spacing_mm": [recipe.spacing_mm] * 3, "intensity_prob": recipe.intensity_prob}
     settings |= {"dataset_dir": str(out / "data"), "ckpt_dir": str(path.parent), "output_dir": str(out / "runs")}
-    run(FINE_TUNE, settings, "train.json")
+    configs = ["train.json"]
+    if recipe.unet:
+        settings = {key: value for key, value in settings.items() if not key.startswith("network_def#")}
+        write_json(out / "unet.json", {"network_def": UNET})
+        configs.append(os.path.relpath(out / "unet.json", FINE_TUNE / "configs"))
+    run(FINE_TUNE, settings, *configs)
 
 
 def trained(names: Sequence[str]) -> list[str]:
@@ -111,10 +133,14 @@ def trained(names: Sequence[str]) -> list[str]:
     return found
 
 
+def _arguments(component: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in component.items() if not key.startswith("_")}
+
+
 @cache
 def network(name: str) -> torch.nn.Module:
     """Load a network."""
-    module = SwinUNETR(**ARCHITECTURE)
+    module = UNet(**_arguments(UNET)) if RECIPES[name].unet else SwinUNETR(**ARCHITECTURE)
     load_weights(module, str(checkpoint(name)))
     return module.eval()
 
