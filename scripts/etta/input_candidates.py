@@ -1,7 +1,7 @@
 """Changes of an image's intensities that may undo a shift: gamma, unsharp masking and stretching.
 
-All are pure functions of the image and of three numbers of each channel, so a window is changed as the whole image is,
-but for sharpening within three voxels of its border.
+Each depends on the image and on three numbers of each channel alone, so a window is changed as the whole image is, but
+for sharpening within four voxels of its border.
 """
 
 from __future__ import annotations
@@ -52,27 +52,28 @@ def intensities(image: torch.Tensor) -> list[Intensities]:
     return [Intensities(*(float(f(channel)) for f in (torch.amin, torch.amax, torch.mean))) for channel in channels]
 
 
-def gamma(x: torch.Tensor, exponent: float, seen: Intensities) -> torch.Tensor:
-    """Return `low + (high - low) * ((x - low) / (high - low)) ** exponent`."""
+def gamma(x: torch.Tensor, exponent: float, seen: Intensities) -> None:
+    """Set x to `low + (high - low) * ((x - low) / (high - low)) ** exponent`."""
     span = seen.high - seen.low
-    return x.sub(seen.low).div_(span).clamp_(0, 1).pow_(exponent).mul_(span).add_(seen.low)
+    x.sub_(seen.low).div_(span).clamp_(0, 1).pow_(exponent).mul_(span).add_(seen.low)
 
 
-def unsharp(x: torch.Tensor, factor: float, seen: Intensities) -> torch.Tensor:
-    """Return `clip(x + factor * (x - smooth), low, high)`, where `smooth` is x after a Gaussian of 1 voxel.
+def unsharp(x: torch.Tensor, factor: float, seen: Intensities) -> None:
+    """Set x to `clip(x + factor * (x - smooth), low, high)`, where `smooth` is x after a Gaussian of 1 voxel.
 
     Shape:
         x: (1, 1, ...) with up to three spatial axes.
     """
     kernels = [gaussian_1d(torch.tensor(1.0), approx="sampled", normalize=True)] * (x.ndim - 2)
-    smooth = separable_filtering(x, kernels, mode="replicate")
-    return smooth.mul_(-factor).add_(x, alpha=1 + factor).clamp_(seen.low, seen.high)
+    with torch.autocast(x.device.type, enabled=False):  # half precision would round the image
+        smooth = separable_filtering(x, kernels, mode="replicate")
+    x.mul_(1 + factor).sub_(smooth, alpha=factor).clamp_(seen.low, seen.high)
 
 
-def stretch(x: torch.Tensor, factor: float, seen: Intensities) -> torch.Tensor:
-    """Return `clip(mean + factor * (x - mean), 0, 1)`; the clip is to low and high if these are not within 0 to 1."""
+def stretch(x: torch.Tensor, factor: float, seen: Intensities) -> None:
+    """Set x to `clip(mean + factor * (x - mean), 0, 1)`; to low and high if these are not within 0 to 1."""
     low, high = (0.0, 1.0) if seen.low >= 0 and seen.high <= 1 else (seen.low, seen.high)
-    return x.sub(seen.mean).mul_(factor).add_(seen.mean).clamp_(low, high)
+    x.sub_(seen.mean).mul_(factor).add_(seen.mean).clamp_(low, high)
 
 
 FUNCTIONS = {"gamma": gamma, "unsharp": unsharp, "stretch": stretch}
@@ -92,9 +93,10 @@ def changed(image: torch.Tensor, chosen: Mapping[int, Candidate], seen: Sequence
     Shape:
         image: (1, C, ...) keeps its shape.
     """
-    plain = convert_to_tensor(image, track_meta=False)
-    found = plain.clone()
+    found = convert_to_tensor(image, track_meta=False).clone()
     for channel, candidate in chosen.items():
-        x = plain[:, channel : channel + 1]
-        found[:, channel : channel + 1] = FUNCTIONS[candidate.kind](x, candidate.amount, seen[channel]).where(x != 0, 0)
+        x = found[:, channel : channel + 1]
+        is_zero = x == 0
+        FUNCTIONS[candidate.kind](x, candidate.amount, seen[channel])
+        x.masked_fill_(is_zero, 0)
     return convert_to_dst_type(found, image)[0]
