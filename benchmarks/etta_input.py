@@ -32,7 +32,6 @@ from scripts.etta.settings import ETTASettings
 
 WAYS = {
     "input": {"adapt": "input"},
-    "input without volume band": {"adapt": "input", "volume_band": (0, float("inf"))},
     "weights": {"adapt": "weights"},
     "both": {"adapt": "both"},
 }

@@ -16,7 +16,8 @@ from torch.nn.functional import avg_pool3d, interpolate
 
 from benchmarks.etta.networks import HU_WINDOW, normalize
 
-AIR_HU, CENTRE = -1000.0, 30  # a voxel of the middle, for what needs a place
+AIR_HU, CENTRE = -1000.0, 30  # a slice of the middle
+ATTENUATION_PER_HU = 0.019 * 4 / 1000  # of a voxel of 4 mm
 ARTERIAL_HU = {1: 30, 2: 40, 3: 40, 6: -20, 8: 120, 9: -40, 10: -40, 11: 20}  # class to change
 ENHANCING = (1, 2, 3, 6, 8, 9, 10, 11)
 UNENHANCED_HU = 45.0
@@ -90,16 +91,17 @@ def kernel(scan: Scan, sharpness: float) -> torch.Tensor:
 
 def metal_streaks(scan: Scan, ceiling: float) -> torch.Tensor:
     """Add the streaks of two metal rods whose projections lose their photons above `ceiling` (attenuation lengths)."""
-    hu, size = scan.hu[0, 0].numpy().copy(), scan.hu.shape[2]
-    angles = np.linspace(0, 180, 90, endpoint=False)
-    x, y = np.meshgrid(np.arange(size), np.arange(scan.hu.shape[3]), indexing="ij")
-    rods = ((x - size * 0.35) ** 2 + (y - size * 0.4) ** 2 < 4) | ((x - size * 0.6) ** 2 + (y - size * 0.4) ** 2 < 4)
+    hu, (width, depth) = scan.hu[0, 0].numpy().copy(), scan.hu.shape[2:4]
+    size, angles = max(width, depth), np.linspace(0, 180, 90, endpoint=False)
+    x, y = np.meshgrid(np.arange(width), np.arange(depth), indexing="ij")
+    rods = sum((x - width * at) ** 2 + (y - depth * 0.4) ** 2 < 4 for at in (0.35, 0.6)) > 0
     for z in range(CENTRE - 8, CENTRE + 8):
-        attenuation = np.maximum(0, hu[..., z] + 1000) * (0.019 * 4 / 1000) + 0.6 * rods
-        lengths = radon(attenuation, angles, circle=False)
+        attenuation = np.maximum(0, hu[..., z] + 1000) * ATTENUATION_PER_HU + 0.6 * rods
+        square = np.pad(attenuation, ((0, size - width), (0, size - depth)))  # as iradon's result is
+        lengths = radon(square, angles, circle=False)
         measured = -np.log(np.exp(-lengths) + np.exp(-ceiling))
-        streaks = iradon(measured - lengths, angles, circle=False, output_size=size)
-        hu[..., z] += np.where(rods, 3000, streaks * 1000 / (0.019 * 4))
+        streaks = iradon(measured - lengths, angles, circle=False, output_size=size)[:width, :depth]
+        hu[..., z] += np.where(rods, 3000, streaks / ATTENUATION_PER_HU)
     return torch.from_numpy(hu)[None, None].float()
 
 

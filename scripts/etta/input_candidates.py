@@ -1,6 +1,6 @@
-"""Changes of an image's intensities that may undo a shift: gamma, unsharp masking and stretching.
+"""Changes of an image's intensities that may undo a shift: gamma and unsharp masking.
 
-Each depends on the image and on three numbers of each channel alone, so a window is changed as the whole image is, but
+Each depends on the image and on two numbers of each channel alone, so a window is changed as the whole image is, but
 for sharpening within four voxels of its border.
 """
 
@@ -14,16 +14,15 @@ import torch
 from monai.networks.layers import gaussian_1d, separable_filtering
 from monai.utils import convert_to_dst_type, convert_to_tensor
 
-Kind = Literal["gamma", "unsharp", "stretch"]
+Kind = Literal["gamma", "unsharp"]
 
 
 @dataclass(frozen=True)
 class Intensities:
-    """Smallest, largest and mean intensity of a channel of the whole image."""
+    """Smallest and largest intensity of a channel of the whole image."""
 
     low: float
     high: float
-    mean: float
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def intensities(image: torch.Tensor) -> list[Intensities]:
         image: (1, C, ...).
     """
     channels = convert_to_tensor(image, track_meta=False)[0].flatten(1)
-    return [Intensities(*(float(f(channel)) for f in (torch.amin, torch.amax, torch.mean))) for channel in channels]
+    return [Intensities(*map(float, channel.aminmax())) for channel in channels]
 
 
 def gamma(x: torch.Tensor, exponent: float, seen: Intensities) -> None:
@@ -70,13 +69,7 @@ def unsharp(x: torch.Tensor, factor: float, seen: Intensities) -> None:
     x.mul_(1 + factor).sub_(smooth, alpha=factor).clamp_(seen.low, seen.high)
 
 
-def stretch(x: torch.Tensor, factor: float, seen: Intensities) -> None:
-    """Set x to `clip(mean + factor * (x - mean), 0, 1)`; to low and high if these are not within 0 to 1."""
-    low, high = (0.0, 1.0) if seen.low >= 0 and seen.high <= 1 else (seen.low, seen.high)
-    x.sub_(seen.mean).mul_(factor).add_(seen.mean).clamp_(low, high)
-
-
-FUNCTIONS = {"gamma": gamma, "unsharp": unsharp, "stretch": stretch}
+FUNCTIONS = {"gamma": gamma, "unsharp": unsharp}
 
 
 def changed(image: torch.Tensor, chosen: Mapping[int, Candidate], seen: Sequence[Intensities]) -> torch.Tensor:

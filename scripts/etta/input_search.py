@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from monai.utils import convert_to_tensor
 
-from scripts.etta.guard import Crop, PredictionStats, entropy_verdict, measure, verdict
+from scripts.etta.guard import Crop, PredictionStats, entropy_verdict, measure
 from scripts.etta.input_candidates import Candidate, Intensities, changed, intensities
 from scripts.etta.outcome import ACCEPTED, Outcome
 from scripts.etta.settings import ETTASettings
 from scripts.etta.windows import choose, crops, measured_windows
 from scripts.inference.window_layout import WindowLayout
 
-FIRST = (Candidate("gamma", 0.63), Candidate("gamma", 1.6), Candidate("unsharp", 1), Candidate("stretch", 1.4))
+LOW_GAMMA, HIGH_GAMMA, UNSHARP = FIRST = Candidate("gamma", 0.63), Candidate("gamma", 1.6), Candidate("unsharp", 1)
 MORE_OF_LOW_GAMMA = (Candidate("gamma", 0.4), Candidate("gamma", 0.8))
 MORE_OF_HIGH_GAMMA = (Candidate("gamma", 2.5), Candidate("gamma", 1.26))
 MORE_UNSHARP = (Candidate("unsharp", 2.5),)
@@ -35,13 +35,14 @@ def choose_input(
     1. The network predicts the reference windows of the plain image.
     2. For each channel in turn, candidates are measured on two of these windows; that with the least `score` is kept
        if its entropies are accepted there.
-    3. The network predicts all reference windows of the changed image, and the guard decides.
+    3. The network predicts all reference windows of the changed image, and the guard decides by the entropies: an organ
+       that the plain prediction lacks may come back, so volumes do not count.
 
     Args:
         network: any function of windows that returns logits, in the mode that it predicts in.
         image: one case.
         layout: how the inferer divides it into windows.
-        settings: its guard, `activation`, `seed` and `windows_per_step`.
+        settings: its `guard`, `min_entropy_drop`, `activation`, `seed` and `windows_per_step`.
 
     Returns:
         The changed image, or `image` itself if the guard refuses; and the outcome.
@@ -61,7 +62,7 @@ def choose_input(
         result = changed(image, chosen, seen)
         moved = layout.padded(convert_to_tensor(result, track_meta=False))
         after = measure(network, crops(moved, windows, device), settings)
-        reason = verdict(before, after, settings)
+        reason = entropy_verdict(before, after, settings)
     accepted = bool(chosen) and (not reason or not settings.guard)
     return result if accepted else image, Outcome(
         accepted=accepted,
@@ -94,14 +95,13 @@ def best_candidate(look: Look, before: PredictionStats) -> tuple[Candidate, Pred
         before: statistics without a change.
     """
     found = {candidate: look(candidate) for candidate in FIRST}
-    low, high, sharp, _ = FIRST
     scores = {candidate: score(before, stats) for candidate, stats in found.items()}
     more: tuple[Candidate, ...] = ()
-    if scores[low] < min(0, scores[high]):
+    if scores[LOW_GAMMA] < min(0, scores[HIGH_GAMMA]):
         more += MORE_OF_LOW_GAMMA
-    elif scores[high] < 0:
+    elif scores[HIGH_GAMMA] < 0:
         more += MORE_OF_HIGH_GAMMA
-    if found[sharp].mean_entropy < before.mean_entropy:
+    if found[UNSHARP].mean_entropy < before.mean_entropy:
         more += MORE_UNSHARP
     found |= {candidate: look(candidate) for candidate in more}
     best = min(found, key=lambda candidate: score(before, found[candidate]))

@@ -42,7 +42,7 @@ class ETTASettings:
             the paper, and measures predictions on all of them.
         activation: softmax for exclusive classes, sigmoid for channels that overlap.
         min_entropy_drop: smallest relative drop of the foreground's entropy; below it, the plain prediction is used.
-        volume_band: smallest and largest ratio of the volume of a class after adaptation to that before.
+        volume_band: smallest and largest ratio of the volume of a class after adapting weights to that before.
         min_voxels: added to both volumes before they are compared, so that a few voxels do not matter.
         guard: False accepts every adaptation, to measure the effect of the guard; also "true" or "false".
         seed: of the choice of windows, the same for each case.

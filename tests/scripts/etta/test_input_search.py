@@ -32,7 +32,6 @@ SHIFTS = {
     "gamma 0.8": lambda x: x**1.26,
     "gamma 1.6": lambda x: x**0.63,
     "gamma 2.5": lambda x: x**0.4,
-    "stretch 1.4": lambda x: (x - x.mean()) / 1.4 + x.mean(),
 }
 
 
@@ -72,13 +71,10 @@ def test_too_small_a_drop_of_the_foreground_entropy_is_refused():
         assert outcome.accepted is expected
 
 
-def test_volume_band_judges_the_final_image():
+def test_volumes_do_not_count_as_a_lost_organ_may_come_back():
     x = blocks(size=8) ** 1.6
-    for band, expected in (((0, 100), True), ((0.99, 1.01), False)):
-        _, outcome = choose(Prototypes(), x, ETTASettings(adapt="input", volume_band=band))
-        assert outcome.accepted is expected
-        assert outcome.entropy_after < outcome.entropy_before
-    assert outcome.reason.startswith("volume of class")
+    _, outcome = choose(Prototypes(), x, ETTASettings(adapt="input", volume_band=(0.99, 1.01)))
+    assert outcome.accepted
 
 
 def stats(entropy, foreground_entropy):
@@ -94,11 +90,11 @@ def test_score_is_the_sum_of_the_logarithms_of_both_ratios():
 @pytest.mark.parametrize(
     ("entropies", "second"),
     [
-        ((1.1, 1.1, 1.1, 0.5), []),
-        ((0.9, 1.1, 1.1, 1.1), ["gamma 0.4", "gamma 0.8"]),
-        ((0.9, 0.8, 1.1, 1.1), ["gamma 2.5", "gamma 1.26"]),
-        ((0.8, 0.9, 0.99, 1.1), ["gamma 0.4", "gamma 0.8", "unsharp 2.5"]),
-        ((1.0, 1.1, 0.99, 1.1), ["unsharp 2.5"]),
+        ((1.1, 1.2, 1.3), []),
+        ((0.9, 1.1, 1.1), ["gamma 0.4", "gamma 0.8"]),
+        ((0.9, 0.8, 1.1), ["gamma 2.5", "gamma 1.26"]),
+        ((0.8, 0.9, 0.99), ["gamma 0.4", "gamma 0.8", "unsharp 2.5"]),
+        ((1.0, 1.1, 0.99), ["unsharp 2.5"]),
     ],
 )
 def test_second_round_follows_what_won_the_first(entropies, second):
@@ -110,17 +106,17 @@ def test_second_round_follows_what_won_the_first(entropies, second):
         return stats(value, value)
 
     best, found = best_candidate(look, stats(1.0, 1.0))
-    assert looked == ["gamma 0.63", "gamma 1.6", "unsharp 1", "stretch 1.4", *second]
+    assert looked == ["gamma 0.63", "gamma 1.6", "unsharp 1", *second]
     assert best == FIRST[int(np.argmin(entropies))]
     assert found.mean_entropy == min(entropies)
 
 
 def test_candidates_are_looked_at_on_two_windows_and_the_last_on_all():
     network, x = Prototypes(), blocks(size=32) ** 1.6
-    _, outcome = choose(network, x, ETTASettings(adapt="input", volume_band=(0, 100)))
+    _, outcome = choose(network, x)
     assert outcome.accepted
     assert outcome.windows > 4
-    assert network.calls in [2 * outcome.windows + 2 * looks for looks in (6, 7)]
+    assert network.calls in [2 * outcome.windows + 2 * looks for looks in (5, 6)]
     assert network.calls < 3 * outcome.windows
 
 
