@@ -129,7 +129,7 @@ def targets(table: pd.DataFrame, way: str, times: pd.DataFrame | None) -> pd.Dat
     ]
     if times is not None:
         ratio = times.set_index("windows")["time_over_plain"]
-        found += [(f"time over plain, {n} windows", "<= 2", ratio[n], ratio[n] <= 2) for n in (27, 64)]
+        found.append(("time over plain, 27 windows", "<= 2", ratio[27], ratio[27] <= 2))
     return pd.DataFrame(found, columns=["target", "limit", "measured", "met"])
 
 
@@ -148,6 +148,7 @@ def draw(name: str, path: Path) -> None:
         axis.imshow(image[0, 0, :, :, z].T, cmap="gray", origin="lower", vmin=0, vmax=1)
         axis.imshow(np.ma.masked_equal(found[..., z].T, 0), cmap="tab20", origin="lower", vmin=1, vmax=13, alpha=0.6)
         axis.set_title(title)
+        axis.invert_xaxis()  # the patient's right on the left
         axis.axis("off")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=90)
@@ -161,7 +162,7 @@ def one_hot(label_map: torch.Tensor) -> torch.Tensor:
 def time_part() -> pd.DataFrame:
     """Time adapting the input as multiples of the plain network, each in its own process."""
     rows = []
-    for windows in (8, 27, 64):
+    for windows in (8, 27):
         plain, case = (in_a_process(part, windows, {"adapt": "input"})["seconds"] for part in ("plain", "case"))
         rows.append({"way": "input", "windows": windows, "time_over_plain": case / plain})
     return pd.DataFrame(rows)
