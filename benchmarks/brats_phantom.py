@@ -35,7 +35,7 @@ REDUCED_TRAINING = {
     "learning_rate": 0.01,
     "intensity_prob": 0,
 }
-run = partial(demo.run, bundle=BUNDLE)
+run = partial(demo.run, BUNDLE)
 logger = logging.getLogger("brats_phantom")
 
 

@@ -1,4 +1,4 @@
-"""Measure whether test-time adaptation helps: `python -m benchmarks.etta_shift`.
+"""Measure whether adapting the weights helps: `python -m benchmarks.etta_shift`.
 
 Trains three small networks unless their weights exist: two on phantoms, one of them too briefly, and one fine-tuned on
 a real CT. Each segments cases without and with eight shifts at three strengths, each strength on another case, plain
@@ -26,23 +26,24 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from benchmarks.etta.cost import inferer, memory_table, time_table
-from benchmarks.etta.networks import CT, RECIPES, Case, cases, network, read, train
+from benchmarks.etta.networks import Case, cases, network, read, trained
 from benchmarks.etta.objectives import etta_settings
 from benchmarks.etta.shifts import SHIFTS
 from scripts.common.files import atomic_path, write_table
-from scripts.etta.core import ACCEPTED
 from scripts.etta.inferer import ETTAInferer
+from scripts.etta.outcome import ACCEPTED
 
 RESULTS = Path(__file__).parent / "results"
-BARE = {"guard": False, "keep": "last", "windows_per_step": None, "steps": 1}
+BARE = {"adapt": "weights", "guard": False, "keep": "last", "windows_per_step": None, "steps": 1}
 WAYS: dict[str, dict[str, Any]] = {
     "paper: SGD 0.01, 3 steps": {**BARE, "steps": 3, "lr": 0.01, "optimizer": "sgd"},
     "Tent: Adam 0.001, 1 step": {**BARE, "lr": 0.001},
     "InTEnt's balance: as Tent": {**BARE, "lr": 0.001, "objective": "balanced"},
-    "ours without guard": {"guard": False},
-    "ours": {},
+    "ours without guard": {"adapt": "weights", "guard": False},
+    "ours": {"adapt": "weights"},
 }
 OURS = "ours"
+NETWORKS = ("well trained", "under-trained", "real CT")
 Task = tuple[Case, str, int]
 logger = logging.getLogger(__name__)
 
@@ -166,13 +167,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     RESULTS.mkdir(exist_ok=True)
     if args.part in ("shift", "both"):
-        names = [name for name, recipe in RECIPES.items() if recipe.start is None or CT.is_dir()]
-        for name in RECIPES:
-            if name in names:
-                train(name)
-            else:
-                logger.warning("left out %s: there is no folder %s", name, CT)
-        shift_part(tasks(names, args.cases))
+        shift_part(tasks(trained(NETWORKS), args.cases))
     if args.part in ("cost", "both"):
         cost_part()
     write_targets()

@@ -9,8 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -21,39 +19,14 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from scripts.common.errors import InputError
 from scripts.common.ranks import unwrapped
 from scripts.etta.guard import Crop, PredictionStats, logits_of, measure, verdict
+from scripts.etta.outcome import ACCEPTED, Outcome
 from scripts.etta.settings import ETTASettings
-from scripts.etta.windows import choose, reference_windows
-from scripts.inference.window_layout import Window, WindowLayout
+from scripts.etta.windows import choose, crops, measured_windows
+from scripts.inference.window_layout import WindowLayout
 
 NORMALIZATION = (torch.nn.LayerNorm, torch.nn.GroupNorm, _BatchNorm, _InstanceNorm)
-ACCEPTED = "entropy dropped"
 NOT_FINITE = "gradient not finite"
 LOSS_SCALE = 2.0**16  # half precision would round the gradients of a mean over a million voxels to zero
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The outcome of adapting to one case.
-
-    Attributes:
-        accepted: whether the adapted network predicts the case.
-        reason: why, or why not.
-        entropy_before: mean voxel entropy of the plain network on the reference windows, 0 to 1.
-        entropy_after: the same of the adapted network.
-        foreground_entropy_before: mean weighted by the probability of foreground, of the plain network.
-        foreground_entropy_after: the same of the adapted network.
-        seconds: duration of measuring and adapting, without the prediction itself.
-        windows: number of reference windows.
-    """
-
-    accepted: bool
-    reason: str
-    entropy_before: float = float("nan")
-    entropy_after: float = float("nan")
-    foreground_entropy_before: float = float("nan")
-    foreground_entropy_after: float = float("nan")
-    seconds: float = 0.0
-    windows: int = 0
 
 
 class Snapshot:
@@ -104,7 +77,7 @@ def affine_parameters(network: torch.nn.Module) -> list[torch.nn.Parameter]:
     if not found:
         raise InputError(
             f"{type(unwrapped(network)).__name__} has {len(layers)} normalization layers and none with weights to "
-            "adapt: leave test-time adaptation out, or build the network with affine=True."
+            "adapt: set adapt to 'input', or build the network with affine=True."
         )
     return list(found.values())
 
@@ -151,42 +124,27 @@ def _adapt(
 ) -> Outcome:
     """Adapt, and compare the predictions before and after; see `adapted`."""
     start = time.perf_counter()
-    crops = _reference_crops(image, layout, settings, device=parameters[0].device)
-    before = measure(network, crops, settings)
+    image = layout.padded(convert_to_tensor(image))
+    windows = measured_windows(layout, image, every=settings.windows_per_step is None)
+    references = crops(image, windows, parameters[0].device)
+    before = measure(network, references, settings)
     network.requires_grad_(False)
     for parameter in parameters:
         parameter.requires_grad_(True)
     torch.clear_autocast_cache()
     if settings.batch_statistics == "case":
-        _take_statistics(network, crops)
-    after = _descend(network, parameters, crops, before, settings)
+        _take_statistics(network, references)
+    after = _descend(network, parameters, references, before, settings)
     reason = verdict(before, after, settings) if after else NOT_FINITE
     after = after or before
     return Outcome(
         accepted=reason != NOT_FINITE and (not reason or not settings.guard),
         reason=reason or ACCEPTED,
-        entropy_before=before.mean_entropy,
-        entropy_after=after.mean_entropy,
-        foreground_entropy_before=before.foreground_entropy,
-        foreground_entropy_after=after.foreground_entropy,
+        **before.entropies("before"),
+        **after.entropies("after"),
         seconds=time.perf_counter() - start,
-        windows=len(crops),
+        windows=len(windows),
     )
-
-
-def _reference_crops(
-    image: torch.Tensor, layout: WindowLayout, settings: ETTASettings, *, device: torch.device
-) -> list[Crop]:
-    """Return functions that crop the windows that predictions are measured on."""
-    image = layout.padded(convert_to_tensor(image))
-    every = settings.windows_per_step is None
-    windows = layout.windows(image.shape[2:]) if every else reference_windows(layout, image)
-    return [partial(_crop, image, window, device) for window in windows]
-
-
-def _crop(image: torch.Tensor, window: Window, device: torch.device) -> torch.Tensor:
-    """Copy a window, as a tensor made in inference mode cannot be part of a graph."""
-    return image[(..., *window)].to(device, copy=True)
 
 
 @torch.no_grad()

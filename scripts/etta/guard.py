@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +43,15 @@ class PredictionStats:
         total, weight = np.sum(self.weighted, axis=0)
         return float(total / max(weight, np.finfo(float).tiny))
 
+    def entropies(self, moment: str) -> dict[str, float]:
+        """Return both means, as `entropy_<moment>` and `foreground_entropy_<moment>`."""
+        return {f"entropy_{moment}": self.mean_entropy, f"foreground_entropy_{moment}": self.foreground_entropy}
+
+    def subset(self, windows: Sequence[int]) -> PredictionStats:
+        """Return the statistics of some windows."""
+        lists = (self.entropy, self.weighted, self.foreground, self.counts)
+        return PredictionStats(*([items[index] for index in windows] for items in lists))
+
     @property
     def volumes(self) -> torch.Tensor:
         """Number of voxels of each class over all windows, (C,)."""
@@ -49,11 +59,11 @@ class PredictionStats:
 
 
 @torch.no_grad()
-def measure(network: torch.nn.Module, crops: Sequence[Crop], settings: ETTASettings) -> PredictionStats:
+def measure(network: Callable[..., Any], crops: Sequence[Crop], settings: ETTASettings) -> PredictionStats:
     """Predict each window and compute its statistics.
 
     Args:
-        network: in the mode that it predicts in.
+        network: a function of windows that returns logits; in the mode that it predicts in.
         crops: functions that return the windows, (1, C, ...) each.
         settings: its `activation`.
     """
@@ -71,7 +81,7 @@ def measure(network: torch.nn.Module, crops: Sequence[Crop], settings: ETTASetti
     return stats
 
 
-def logits_of(network: torch.nn.Module, crop: torch.Tensor) -> torch.Tensor:
+def logits_of(network: Callable[..., Any], crop: torch.Tensor) -> torch.Tensor:
     """Run the network on a window and return its logits, the first of several outputs.
 
     Raises:
@@ -91,18 +101,28 @@ def verdict(before: PredictionStats, after: PredictionStats, settings: ETTASetti
     """Decide whether an adaptation may be used.
 
     Args:
-        before: statistics of the plain network.
+        before: statistics of the plain prediction.
         after: statistics of the adapted one on the same windows.
         settings: its `min_entropy_drop`, `volume_band` and `min_voxels`.
 
     Returns:
         The reason why not; "" if it may.
     """
+    return entropy_verdict(before, after, settings) or _volume_verdict(before, after, settings)
+
+
+def entropy_verdict(before: PredictionStats, after: PredictionStats, settings: ETTASettings) -> str:
+    """Return why the entropies refuse an adaptation; "" if they do not. See `verdict`."""
     if not after.mean_entropy < before.mean_entropy:
         return "entropy did not drop"
     drop = 1 - after.foreground_entropy / max(before.foreground_entropy, np.finfo(float).tiny)
     if not drop >= settings.min_entropy_drop:
         return f"foreground entropy dropped by {drop:.1%}, need {settings.min_entropy_drop:.1%}"
+    return ""
+
+
+def _volume_verdict(before: PredictionStats, after: PredictionStats, settings: ETTASettings) -> str:
+    """Return why the volumes refuse an adaptation; "" if they do not."""
     low, high = settings.volume_band
     adapted, plain = after.volumes + settings.min_voxels, before.volumes + settings.min_voxels
     ratios = torch.where(adapted == plain, 1.0, adapted / plain)

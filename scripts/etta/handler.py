@@ -20,14 +20,14 @@ from scripts.etta.settings import ETTASettings
 from scripts.inference.case_handler import case_name, decollated, source_path
 from scripts.inference.table_handler import TableHandler
 
-COLUMNS = ["accepted", "reason", "entropy_before", "entropy_after", "foreground_entropy_before"]
-COLUMNS += ["foreground_entropy_after", "seconds", "peak_memory_mb", "windows"]
+COLUMNS = ["accepted", "reason", "candidate", "entropy_before", "entropy_after"]
+COLUMNS += ["foreground_entropy_before", "foreground_entropy_after", "seconds", "peak_memory_mb", "windows"]
 MEANS = ("accepted", "entropy_before", "entropy_after", "seconds")
 logger = logging.getLogger(__name__)
 
 
 class ETTAHandler(TableHandler):
-    """Adapt the network of an evaluator to each case, and write the outcomes to a table.
+    """Adapt an evaluator to each case, and write the outcomes to a table.
 
     During an iteration, an `ETTAInferer` around the evaluator's inferer takes its place. After each case,
     `engine.state.metrics` holds its `etta_accepted` (1 or 0), `etta_entropy_before`, `etta_entropy_after` and
@@ -58,7 +58,7 @@ class ETTAHandler(TableHandler):
 
     def _check(self, engine: Engine) -> None:
         """Refuse a network that cannot adapt before the first case."""
-        if self.settings.steps:
+        if self.settings.adapts_weights:
             affine_parameters(engine.network)
 
     def _iterate(self, iteration: Callable[[Engine, Any], Any], engine: Engine, batch: Any) -> Any:
@@ -82,7 +82,7 @@ class ETTAHandler(TableHandler):
                 "%s: %s (%s), entropy %.4f -> %.4f, %.1f s",
                 case,
                 "adapted" if outcome.accepted else "not adapted",
-                outcome.reason,
+                f"{outcome.candidate}: {outcome.reason}" if outcome.candidate else outcome.reason,
                 outcome.entropy_before,
                 outcome.entropy_after,
                 outcome.seconds,

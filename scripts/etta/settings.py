@@ -1,4 +1,4 @@
-"""Settings of entropy test-time adaptation."""
+"""Settings of entropy test-time adaptation, with their defaults."""
 
 from __future__ import annotations
 
@@ -12,33 +12,37 @@ from scripts.common.errors import InputError
 from scripts.common.flags import parse_flag
 from scripts.etta.objectives import Activation, mean_entropy
 
+Adapt = Literal["input", "weights", "both"]
 Keep = Literal["best", "last"]
 Optimizer = Literal["adam", "sgd"]
 Statistics = Literal["trained", "case"]
 Objective = Callable[..., torch.Tensor]
 
-CHOICES = {"optimizer": Optimizer, "keep": Keep, "activation": Activation, "batch_statistics": Statistics}
+CHOICES = {"adapt": Adapt, "optimizer": Optimizer, "keep": Keep, "activation": Activation}
+CHOICES |= {"batch_statistics": Statistics}
 _DEFAULT = "scripts.etta.objectives.mean_entropy"
 MINIMA = {"steps": 0, "lr": 0, "min_entropy_drop": 0, "windows_per_step": 1, "min_voxels": 0, "seed": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ETTASettings:
-    """How a network adapts to a case, and when the result is used.
+    """What adapts to a case, how, and when the result is used.
 
     Args:
-        steps: number of optimizer steps; 0 gives the plain prediction, bit for bit.
+        adapt: the input, by candidates of `scripts.etta.input_candidates`; the weights of the normalization layers, as
+            in the paper; or both, the input first. The next six are of the weights alone.
+        steps: number of optimizer steps; 0 leaves the weights as they are.
         lr: learning rate.
         keep: which step is used: the one with the lowest foreground entropy, or the last.
         optimizer: a new one for each case.
         objective: the loss of a window, a function of `logits` (1, C, ...) and `activation`; the mean entropy is the
             paper's. Others, which were not better, are in `benchmarks/etta/objectives.py`.
-        windows_per_step: number of windows whose gradients are averaged; None takes all windows of the inferer, as in
-            the paper.
-        activation: softmax for exclusive classes, sigmoid for channels that overlap.
         batch_statistics: of BatchNorm layers: as trained, or those of the case, as in the paper's text.
-        min_entropy_drop: smallest relative drop of the foreground's entropy; below it, the plain network predicts.
-        volume_band: smallest and largest ratio of the volume of a class after adaptation to that before.
+        windows_per_step: number of windows whose gradients are averaged; None takes all windows of the inferer, as in
+            the paper, and measures predictions on all of them.
+        activation: softmax for exclusive classes, sigmoid for channels that overlap.
+        min_entropy_drop: smallest relative drop of the foreground's entropy; below it, the plain prediction is used.
+        volume_band: smallest and largest ratio of the volume of a class after adapting weights to that before.
         min_voxels: added to both volumes before they are compared, so that a few voxels do not matter.
         guard: False accepts every adaptation, to measure the effect of the guard; also "true" or "false".
         seed: of the choice of windows, the same for each case.
@@ -50,6 +54,7 @@ class ETTASettings:
     0.05
     """
 
+    adapt: Adapt = "input"
     steps: int = 2
     lr: float = 0.05
     keep: Keep = "best"
@@ -79,3 +84,8 @@ class ETTASettings:
         low, high = self.volume_band
         if not 0 <= low <= 1 <= high:
             raise InputError(f"volume_band is {list(self.volume_band)}: give two ratios, one below 1 and one above.")
+
+    @property
+    def adapts_weights(self) -> bool:
+        """Whether optimizer steps are taken."""
+        return self.adapt != "input" and self.steps > 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,6 +14,27 @@ from scripts.inference.window_layout import Window, WindowLayout
 # keeps the time of a case below twice that of the plain network.
 REFERENCE_SHARE = 0.2
 MIN_REFERENCE_WINDOWS = 4
+
+
+def measured_windows(layout: WindowLayout, image: torch.Tensor, *, every: bool) -> list[Window]:
+    """Return all windows of the inferer, or those of `reference_windows`.
+
+    Args:
+        layout: how the inferer divides the image.
+        image: padded, (1, C, ...).
+        every: whether to take all.
+    """
+    return layout.windows(image.shape[2:]) if every else reference_windows(layout, image)
+
+
+def crops(image: torch.Tensor, windows: Sequence[Window], device: torch.device) -> list[Callable[[], torch.Tensor]]:
+    """Return functions that copy the windows of a padded image, (1, C, ...), to a device."""
+    return [partial(_crop, image, window, device) for window in windows]
+
+
+def _crop(image: torch.Tensor, window: Window, device: torch.device) -> torch.Tensor:
+    """Copy a window, as a tensor made in inference mode cannot be part of a graph."""
+    return image[(..., *window)].to(device, copy=True)
 
 
 def reference_windows(layout: WindowLayout, image: torch.Tensor) -> list[Window]:

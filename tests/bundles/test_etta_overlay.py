@@ -13,7 +13,7 @@ from scripts.etta.settings import ETTASettings
 from tests.conftest import ROOT, TINY, TINY_TRAINING, bundle_workflow, run_bundle
 
 CONFIGS = ROOT / "bundles" / "swin_bob_btcv" / "configs"
-LENIENT = {"etta_lr": 0.02, "etta_min_entropy_drop": 0, "etta_volume_band": [0, 100]}
+WEIGHTS = {"etta_adapt": "weights", "etta#lr": 0.02, "etta#min_entropy_drop": 0, "etta#volume_band": [0, 100]}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def label_map(folder):
 
 
 def test_inference_adapts_and_writes_a_table(torso_data, weights, tmp_path):
-    workflow = segment(["inference.json", "etta.json"], torso_data, weights, tmp_path, **LENIENT)
+    workflow = segment(["inference.json", "etta.json"], torso_data, weights, tmp_path, **WEIGHTS)
     table = pd.read_csv(tmp_path / "etta.csv")
     assert table["case"].tolist() == ["torso_003"]
     assert table["accepted"].all(), table["reason"][0]
@@ -46,15 +46,34 @@ def test_inference_adapts_and_writes_a_table(torso_data, weights, tmp_path):
     assert all(torch.equal(network[name], state[name]) for name in state)
 
 
+def test_inference_adapts_the_input_by_default_and_the_network_never(torso_data, weights, tmp_path):
+    segment(["inference.json"], torso_data, weights, tmp_path / "plain")
+    changed = {"etta#guard": False}
+    workflow = segment(["inference.json", "etta.json"], torso_data, weights, tmp_path / "etta", **changed)
+    (row,) = pd.read_csv(tmp_path / "etta" / "etta.csv").itertuples()
+    assert row.accepted
+    assert row.candidate.split()[0] in ("gamma", "unsharp")
+    assert (label_map(tmp_path / "etta") != label_map(tmp_path / "plain")).any()
+    state = torch.load(weights, weights_only=True)
+    network = workflow.parser.get_parsed_content("network").state_dict()
+    assert all(torch.equal(network[name], state[name]) for name in state)
+
+
 def test_no_steps_do_not_change_the_label_map(torso_data, weights, tmp_path):
     segment(["inference.json"], torso_data, weights, tmp_path / "plain")
-    segment(["inference.json", "etta.json"], torso_data, weights, tmp_path / "etta", etta_steps=0)
+    segment(
+        ["inference.json", "etta.json"],
+        torso_data,
+        weights,
+        tmp_path / "etta",
+        **{"etta_adapt": "weights", "etta#steps": 0},
+    )
     np.testing.assert_array_equal(label_map(tmp_path / "etta"), label_map(tmp_path / "plain"))
     assert pd.read_csv(tmp_path / "etta" / "etta.csv")["reason"].tolist() == ["steps is 0"]
 
 
 def test_evaluation_adapts_and_scores(torso_data, weights, tmp_path):
-    settings = {**TINY, **TINY_TRAINING, **LENIENT, "dataset_dir": str(torso_data), "ckpt_path": weights}
+    settings = {**TINY, **TINY_TRAINING, **WEIGHTS, "dataset_dir": str(torso_data), "ckpt_path": weights}
     settings |= {"output_dir": str(tmp_path), "eval_split": "test"}
     configs = ["train.json", "evaluate.json", "etta_evaluate.json"]
     workflow = run_bundle("swin_bob_btcv", configs, kind="train", **settings)
@@ -69,11 +88,10 @@ def test_overlays_differ_only_in_the_handlers_that_they_extend():
     assert one == other
 
 
-def test_overlay_has_the_defaults_of_the_settings():
+def test_overlay_names_only_what_differs_from_the_defaults_of_the_settings():
     overlay = json.loads((CONFIGS / "etta.json").read_text())
-    set_here = {name: overlay[f"etta_{name}"] for name in overlay["etta"] if not name.startswith("_")}
-    defaults = vars(ETTASettings())
-    assert {name: list(d) if isinstance(d := defaults[name], tuple) else d for name in set_here} == set_here
+    assert overlay["etta"].keys() == {"_target_", "adapt"}
+    assert overlay["etta_adapt"] == ETTASettings().adapt
 
 
 FOREIGN = {
@@ -116,7 +134,7 @@ def test_overlay_works_on_a_bundle_with_other_names(torso_data, tmp_path):
         logging_file=False,
         bundle_root=str(tmp_path),
         files=[{"image": str(path)} for path in sorted((torso_data / "imagesTs").glob("*.nii.gz"))],
-        **LENIENT,
+        **WEIGHTS,
     )
     workflow.initialize()
     workflow.run()

@@ -134,7 +134,7 @@ def test_legacy_weights_segment_as_in_the_bundle(variant, torso, tmp_path):
 
 def test_adapting_inferer_gives_the_map_of_the_bundle(variant, torso, own_btcv, tmp_path):
     """Entropy test-time adaptation without an evaluator: `docs/etta.md` shows how to wrap the inferer."""
-    settings = {"steps": 1, "min_entropy_drop": 0.0, "volume_band": [0.0, 1000.0]}
+    settings = {"adapt": "weights", "steps": 1, "min_entropy_drop": 0.0, "volume_band": [0.0, 1000.0]}
 
     def change(bundle):
         inner = {"_target_": "SlidingWindowInferer", "roi_size": "@patch_size", "sw_batch_size": "@sw_batch_size"}

@@ -135,7 +135,7 @@ def test_part_of_a_component_that_does_not_exist_is_refused(name, value):
 @pytest.mark.parametrize(
     ("bundle", "configs", "other"),
     [
-        ("swin_bob_btcv", "train.json", "etta_steps"),
+        ("swin_bob_btcv", "train.json", "etta_adapt"),
         ("swin_bob_btcv", "inference.json", "max_epochs"),
         ("swin_bob_btcv", "train.json", "eval_split"),
         ("swin_bob_brats", "inference.json", "fold"),

@@ -36,8 +36,8 @@ def refused(*words):
         (INFERENCE, "--zzz", "--zzz: not a setting of inference.json"),
         (
             INFERENCE,
-            "--etta_steps",
-            "--etta_steps: a setting of etta.json and etta_evaluate.json, which --config_file does not list",
+            "--etta_adapt",
+            "--etta_adapt: a setting of etta.json and etta_evaluate.json, which --config_file does not list",
         ),
         (INFERENCE, "--max_epochs", "--max_epochs: a setting of train.json, which --config_file does not list"),
         (INFERENCE, "--netwrk#depths", "--netwrk: not a setting of inference.json; did you mean --network?"),
@@ -100,15 +100,15 @@ BOTH = [str(CONFIGS / name) for name in ("inference.json", "etta.json")]
 
 @pytest.mark.parametrize("value", [str(BOTH), str(tuple(BOTH)), ",".join(BOTH), json.dumps(BOTH)])
 def test_flags_of_all_listed_configs_are_known(value):
-    check("--config_file", value, "--etta_steps", "3", "--spacing_mm", "[1, 1, 1]")
-    message = "--etta_step: not a setting of inference.json, etta.json; did you mean --etta_steps?"
-    assert refused("--config_file", value, "--etta_step", "3") == [message]
+    check("--config_file", value, "--etta_adapt", "both", "--spacing_mm", "[1, 1, 1]", "--etta#steps", "3")
+    message = "--etta_adap: not a setting of inference.json, etta.json; did you mean --etta_adapt?"
+    assert refused("--config_file", value, "--etta_adap", "both") == [message]
 
 
 def test_flags_of_an_args_file_are_checked_too(tmp_path):
     arguments = tmp_path / "args.json"
     arguments.write_text(json.dumps({"config_file": BOTH, "spacing_mm": [1, 1, 1], "gif": True}))
-    check("--args_file", str(arguments), "--etta_steps", "3")
+    check("--args_file", str(arguments), "--etta_adapt", "both")
     assert refused("--args_file", str(arguments), "--spacing", "1")[0].endswith("did you mean --spacing_mm?")
     arguments.write_text(json.dumps({"config_file": BOTH, "spacing": 1}))
     assert refused("--args_file", str(arguments))[0].startswith("--spacing: ")

@@ -8,7 +8,7 @@ from monai.bundle import ConfigParser
 from scripts.common.settings import declarations, describe, setting_problems
 from scripts.data.datalist import SECTIONS
 from scripts.data.datasets import KINDS
-from scripts.etta.objectives import Activation
+from scripts.etta.settings import Adapt
 from scripts.solf.filter import REJECTED
 from scripts.solf.fitting import Rule
 from scripts.solf.thresholds import FEATURES
@@ -51,7 +51,7 @@ def test_choices_are_those_of_the_code():
     choices = {
         "eval_split": SECTIONS,
         "dataset": KINDS,
-        "etta_activation": get_args(Activation),
+        "etta_adapt": get_args(Adapt),
         "rejected": REJECTED,
         "rule": get_args(Rule),
     }
@@ -88,8 +88,7 @@ def test_choices_are_those_of_the_code():
         ("features", ["sphericity", "sphericity"], "some of normalized_volume, sphericity, eccentricity, volume_mm3, "
          "components, asymmetry, offset_x, offset_y, offset_z, relative_volume, relative_x, relative_y, relative_z, "
          "each once"),
-        ("etta_volume_band", [2, 4], "two values: a number from 0 to 1, a number from 1"),
-        ("etta_windows_per_step", 0, "a whole number from 1 or '$None'"),
+        ("etta_adapt", "image", "one of input, weights, both"),
         ("output_dir", 5, "a path"),
         ("output_dir", "", "a path"),
         ("device", "gpu", "a device such as cuda:0 or cpu"),
@@ -114,7 +113,7 @@ def test_value_out_of_its_range_is_refused_with_what_to_give(name, value, fix):
         ("sw_device", "auto"),
         ("sw_device", "cpu"),
         ("device", "cpu"),
-        ("etta_windows_per_step", None),
+        ("etta_adapt", "both"),
         ("fold", None),
         ("pretrained", ""),
         ("learning_rate", 1e-5),

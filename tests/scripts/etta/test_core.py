@@ -9,8 +9,9 @@ from monai.inferers import SimpleInferer
 from torch import nn
 
 from scripts.common.errors import InputError
-from scripts.etta.core import ACCEPTED, NOT_FINITE, adapted, affine_parameters
+from scripts.etta.core import NOT_FINITE, adapted, affine_parameters
 from scripts.etta.objectives import mean_entropy
+from scripts.etta.outcome import ACCEPTED
 from scripts.etta.settings import ETTASettings
 from scripts.inference.window_layout import WindowLayout
 from tests.scripts.etta.tiny_network import (
@@ -81,7 +82,10 @@ def test_results_do_not_depend_on_the_order_of_cases():
 
 def test_same_seed_draws_the_same_windows_and_another_seed_others():
     network, x = Tiny().eval(), image(size=16)
-    results = [predict(network, x, ETTASettings(windows_per_step=1, seed=s, guard=False))[0] for s in (0, 0, 1)]
+    results = [
+        predict(network, x, ETTASettings(adapt="weights", windows_per_step=1, seed=s, guard=False))[0]
+        for s in (0, 0, 1)
+    ]
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
 
@@ -121,7 +125,7 @@ def test_meta_tensor_and_image_smaller_than_a_window():
 
 def test_case_statistics_replace_those_of_training():
     network, x = Tiny("batch").eval(), 5 + 3 * image()
-    settings = ETTASettings(steps=1, lr=0, batch_statistics="case", guard=False)
+    settings = ETTASettings(adapt="weights", steps=1, lr=0, batch_statistics="case", guard=False)
     before = state(network)
     pred, _ = predict(network, x, settings, SimpleInferer())
     assert_restored(network, before)
@@ -136,7 +140,7 @@ def test_case_statistics_replace_those_of_training():
 def test_infinite_gradients_are_refused_even_without_a_guard():
     network, x = Tiny().eval(), image(size=8)
     x[0, 0, 0, 0, 0] = float("inf")
-    _, (outcome,) = predict(network, x, ETTASettings(guard=False))
+    _, (outcome,) = predict(network, x, ETTASettings(adapt="weights", guard=False))
     assert (outcome.accepted, outcome.reason) == (False, NOT_FINITE)
     assert NOT_FINITE == "gradient not finite"
 
@@ -145,7 +149,7 @@ def test_best_step_is_kept_unless_the_last_is_asked_for():
     x, entropies = image(size=6), {}
     for steps in (1, 2, 3, 4):
         for keep in ("best", "last"):
-            settings = ETTASettings(steps=steps, keep=keep, lr=2.0, guard=False)
+            settings = ETTASettings(adapt="weights", steps=steps, keep=keep, lr=2.0, guard=False)
             _, (outcome,) = predict(Periodic().eval(), x, settings)
             entropies[keep, steps] = outcome.foreground_entropy_after
     last = [entropies["last", steps] for steps in (1, 2, 3, 4)]
@@ -165,7 +169,9 @@ def test_overlapping_channels_adapt_too():
 
 def test_objective_of_the_settings_is_what_is_minimized():
     settings = ETTASettings(
-        objective=lambda logits, *, activation: -mean_entropy(logits, activation=activation), guard=False
+        adapt="weights",
+        objective=lambda logits, *, activation: -mean_entropy(logits, activation=activation),
+        guard=False,
     )
     _, (outcome,) = predict(Tiny().eval(), image(), settings)
     assert outcome.entropy_after > outcome.entropy_before
@@ -181,7 +187,7 @@ def test_affine_parameters_are_those_of_swin_unetr():
 def test_network_without_affine_normalization_is_refused():
     network = nn.Sequential(nn.Conv3d(1, 6, 1), nn.InstanceNorm3d(6), nn.Conv3d(6, 3, 1)).eval()
     message = (
-        "Sequential has 1 normalization layers and none with weights to adapt: leave test-time adaptation out, or "
+        "Sequential has 1 normalization layers and none with weights to adapt: set adapt to 'input', or "
         "build the network with affine=True."
     )
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):

@@ -25,7 +25,7 @@ from tests.scripts.etta.tiny_network import Tiny, image, plain, predict
 )
 def test_guard_refuses_and_the_plain_result_is_given_bit_for_bit(settings, reason):
     network, x = Tiny().eval(), image()
-    pred, (outcome,) = predict(network, x, ETTASettings(**{"steps": 3, **settings}))
+    pred, (outcome,) = predict(network, x, ETTASettings(**{"adapt": "weights", "steps": 3, **settings}))
     assert not outcome.accepted
     assert re.fullmatch(reason, outcome.reason), outcome.reason
     assert torch.equal(pred, plain(network, x))
@@ -110,3 +110,11 @@ def test_output_that_is_not_logits_is_refused(wrap, kind):
     message = f"Wrapped returns {kind}, not logits (B, C, ...): test-time adaptation needs a network that returns the"
     with pytest.raises(InputError, match=f"^{re.escape(message)}"):
         predict(Wrapped(wrap).eval(), image(size=8))
+
+
+def test_subset_has_the_statistics_of_its_windows():
+    one, two = stats(0.1, [10, 5]), stats(0.3, [10, 7], 0.5)
+    both = PredictionStats(*(a + b for a, b in zip(vars(one).values(), vars(two).values(), strict=True)))
+    found = both.subset([1])
+    assert found.entropies("after") == {"entropy_after": 0.3, "foreground_entropy_after": 0.5}
+    assert found.volumes.tolist() == [10, 7]

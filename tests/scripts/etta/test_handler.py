@@ -72,14 +72,16 @@ def test_second_run_of_an_evaluator_adapts_alike(tmp_path):
 
 def test_no_steps_change_nothing(tmp_path):
     network = Tiny().eval()
-    engine = evaluator(network, cases("a"), handlers=[ETTAHandler(ETTASettings(steps=0), output_dir=tmp_path)])
+    engine = evaluator(
+        network, cases("a"), handlers=[ETTAHandler(ETTASettings(adapt="weights", steps=0), output_dir=tmp_path)]
+    )
     assert torch.equal(predictions(engine)["a"], plain(network, image(ord("a"))))
     assert pd.read_csv(tmp_path / "etta.csv")["reason"].tolist() == ["steps is 0"]
 
 
 def test_evaluator_that_adapts_by_itself_gets_its_table(tmp_path):
     own = ETTAInferer(INFERER, LENIENT)
-    handler = ETTAHandler(ETTASettings(steps=0), output_dir=tmp_path)
+    handler = ETTAHandler(ETTASettings(adapt="weights", steps=0), output_dir=tmp_path)
     engine = evaluator(Tiny().eval(), cases("a"), handlers=[handler], inferer=own)
     engine.run()
     assert engine.inferer is own
@@ -164,7 +166,7 @@ def test_table_of_an_earlier_run_is_replaced_and_other_ranks_do_not_write(tmp_pa
 
 def test_network_without_affine_normalization_is_refused_before_the_first_case():
     network = nn.Sequential(nn.Conv3d(1, 6, 1), nn.InstanceNorm3d(6), nn.Conv3d(6, 3, 1)).eval()
-    engine = evaluator(network, cases("a"), handlers=[ETTAHandler()])
+    engine = evaluator(network, cases("a"), handlers=[ETTAHandler(LENIENT)])
     with pytest.raises(InputError, match="Sequential has 1 normalization layers and none with weights to adapt"):
         engine.run()
     assert engine.state.iteration == 0

@@ -19,6 +19,7 @@ from scripts.etta.settings import ETTASettings
             "objective is 'entropy': give a function of logits, such as scripts.etta.objectives.mean_entropy.",
         ),
         ({"min_entropy_drop": -0.1}, "min_entropy_drop is -0.1: give 0 or more."),
+        ({"adapt": "image"}, "adapt is 'image': give one of input, weights, both."),
         ({"keep": "first"}, "keep is 'first': give one of best, last."),
         ({"optimizer": "lion"}, "optimizer is 'lion': give one of adam, sgd."),
         ({"activation": "relu"}, "activation is 'relu': give one of softmax, sigmoid."),

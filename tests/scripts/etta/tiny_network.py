@@ -14,7 +14,7 @@ NORMS = {
     "layer": lambda: ChannelsLast(nn.LayerNorm(6)),
 }
 INFERER = SlidingWindowInferer(roi_size=(8, 8, 8), sw_batch_size=2, overlap=0.5, mode="gaussian")
-LENIENT = ETTASettings(steps=2, lr=0.02, min_entropy_drop=0.0, volume_band=(0, 100))
+LENIENT = ETTASettings(adapt="weights", steps=2, lr=0.02, min_entropy_drop=0.0, volume_band=(0, 100))
 
 
 class ChannelsLast(nn.Module):
@@ -71,3 +71,27 @@ def predict(network, x, settings=LENIENT, inferer=INFERER):
     adapting = ETTAInferer(inferer, settings)
     with torch.no_grad():
         return adapting(x, network), adapting.outcomes
+
+
+INPUT = ETTASettings(adapt="input")
+PROTOTYPES = (0.0, 0.25, 0.5, 0.8)
+
+
+class Prototypes(nn.Module):
+    """Classes by their intensities: certain near these, uncertain elsewhere. It has no parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return torch.cat([8 * torch.exp(-(((x - p) / 0.08) ** 2)) for p in PROTOTYPES], dim=1)
+
+
+def blocks(*, size=12, channels=1):
+    """An image of blocks in the intensities of `Prototypes`, and of a few brighter voxels, (1, C, X, Y, Z)."""
+    cells = torch.randint(0, 4, (1, channels, *[size // 4] * 3), generator=torch.Generator().manual_seed(0))
+    x = torch.tensor(PROTOTYPES)[cells].repeat_interleave(4, 2).repeat_interleave(4, 3).repeat_interleave(4, 4)
+    x[..., :2, 0, 0] = torch.tensor([0.0, 1.0])
+    return x
