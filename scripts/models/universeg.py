@@ -115,8 +115,8 @@ class _Stream:
 class UniverSeg(nn.Module):
     """Segment images by a support set: images with labels of the same task, of which any number is given.
 
-    The published weights have four encoder blocks of 64 features and are meant for images of 128 x 128 pixels, scaled to
-    0..1, with labels of 0 and 1. The order of the support images does not matter, nor does giving all of them twice.
+    The published weights have four encoder blocks of 64 features and are meant for images of 128 x 128 pixels, scaled
+    to 0..1, with labels of 0 and 1. The order of the support images does not matter, nor does giving all of them twice.
 
     What does not depend on the target: in the first block, the convolutions of the support images (see
     `CrossBlock.fixed_support`). `prepare` computes them once for any number of targets. Behind the activation of the
@@ -142,9 +142,9 @@ class UniverSeg(nn.Module):
 
     Source:
         Butoi et al. UniverSeg: Universal Medical Image Segmentation. ICCV 2023. The architecture is that of the
-        published weights, which differs from the paper's figure: no activation behind the cross convolution. Departures:
-        linear terms are added in another order; the convolutions of the last block's support, which the weights hold
-        and no output depends on, are never computed and need no gradient.
+        published weights, which differs from the paper's figure: no activation behind the cross convolution.
+        Departures: linear terms are added in another order; the convolutions of the last block's support, which the
+        weights hold and no output depends on, are never computed and need no gradient.
 
     >>> network = UniverSeg(features=[4, 4])
     >>> network(torch.rand(2, 1, 16, 16), torch.rand(1, 3, 1, 16, 16), torch.ones(1, 3, 1, 16, 16)).shape
