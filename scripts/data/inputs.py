@@ -145,9 +145,7 @@ def _may_be_series(folder: Path) -> bool:
         return True
 
 
-def _from_datalist(
-    path: Path, size: int, splits: Sequence[str], images_per_case: int, **more: bool
-) -> list[Case]:
+def _from_datalist(path: Path, size: int, splits: Sequence[str], images_per_case: int, **more: bool) -> list[Case]:
     """Return the first section of a datalist that holds cases."""
     if not path.is_file():
         raise InputError(f"{printable(path)}: is a folder, a pipe or a device, not a datalist; give another path.")

@@ -31,6 +31,7 @@ class Tasks:
         cases: with `image` and `label`, paths.
         transform: loads both and puts them on the network's grid, (1, H, W, Z).
         held_out: class ids of the tasks for validation; empty: every `HELD_OUT_EVERY`-th id.
+        shared: whether training and validation draw all tasks, as fine-tuning to a task needs.
         progress: whether to show the cases that are read.
 
     Raises:
@@ -43,6 +44,7 @@ class Tasks:
         *,
         transform: Callable[[dict[str, Any]], Mapping[str, Any]],
         held_out: Sequence[int] = (),
+        shared: bool = False,
         progress: bool = True,
     ) -> None:
         self.slices: dict[int, list[SupportSlice]] = {}
@@ -50,11 +52,12 @@ class Tasks:
             loaded = transform({"image": case["image"], "label": case["label"], "case": case["case"]})
             self._add(case_slices({**loaded, "mask": loaded["label"], "case": case["case"]}))
         ids = sorted(self.slices)
+        self.shared = shared
         self.held_out = sorted(held_out) or ids[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY] or ids[-1:]
         if missing := sorted(set(self.held_out) - set(ids)):
             shown = listed([str(class_id) for class_id in ids]) or "none"
             raise InputError(f"held_out_classes: no label shows {missing}; give some of {shown}.")
-        if ids:
+        if ids and not shared:
             logger.info("tasks: %d classes, of which %s are held out for validation", len(ids), self.held_out)
 
     def _add(self, slices: Sequence[SupportSlice]) -> None:
@@ -66,7 +69,8 @@ class Tasks:
 
     def of(self, *, held_out: bool) -> list[int]:
         """Return the class ids for validation, or those for training, that at least two slices show."""
-        return [i for i in sorted(self.slices) if (i in self.held_out) == held_out and len(self.slices[i]) > 1]
+        enough = [class_id for class_id, slices in sorted(self.slices.items()) if len(slices) > 1]
+        return [class_id for class_id in enough if self.shared or (class_id in self.held_out) == held_out]
 
 
 class Episodes(Randomizable, Dataset):
@@ -165,5 +169,3 @@ class Episodes(Randomizable, Dataset):
         if not new[1][0].any():
             return images, labels
         return new[0].clamp(0, 1), new[1]
-
-

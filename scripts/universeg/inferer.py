@@ -74,7 +74,7 @@ class SupportInferer(Inferer):
         self.batch_size, self.progress = batch_size, progress
 
     def __call__(
-        self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: object, **kwargs: object
+        self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *_: object, **__: object
     ) -> torch.Tensor:
         """Predict the slices of one image."""
         if inputs.ndim != 5 or inputs.shape[:2] != (1, 1):
@@ -127,9 +127,7 @@ class SupportInferer(Inferer):
         return own
 
 
-def draw_supports(
-    pool: Sequence[int], size: int, draws: int, *, seed: int | tuple[int, ...]
-) -> list[tuple[int, ...]]:
+def draw_supports(pool: Sequence[int], size: int, draws: int, *, seed: int | tuple[int, ...]) -> list[tuple[int, ...]]:
     """Draw support slices without repetition, several times; once if there are not more than `size`.
 
     >>> draw_supports([3, 5], 4, 10, seed=0)

@@ -95,11 +95,21 @@ def write_frames(path):
 
 
 BAD = {
-    "no picture": ("a.png", lambda path: path.write_text("no"), False, "not a picture that can be read; save it as PNG"),
+    "no picture": (
+        "a.png",
+        lambda path: path.write_text("no"),
+        False,
+        "not a picture that can be read; save it as PNG",
+    ),
     "truncated": ("a.png", write_truncated, False, "cannot be read whole"),
     "missing": ("a.png", lambda path: None, False, "no such file; correct the path"),
     "frames": ("a.tif", write_frames, False, "6 x 4 pixels, 2 frames; give one frame"),
-    "JPEG label": ("a.jpg", picture, True, "JPEG changes the values of pixels, which a label map needs; save it as PNG"),
+    "JPEG label": (
+        "a.jpg",
+        picture,
+        True,
+        "JPEG changes the values of pixels, which a label map needs; save it as PNG",
+    ),
     "colour label": (
         "a.png",
         lambda path: picture(path, np.stack([PIXELS, PIXELS, PIXELS // 2], axis=-1)),
