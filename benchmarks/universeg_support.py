@@ -36,17 +36,18 @@ BUNDLE = ROOT / "bundles" / "universeg"
 RESULTS = Path(__file__).parent / "results"
 SUPPORT_SIZES, TARGETS = (1, 2, 4, 8, 16), 100
 HELD_OUT = [1, 3, 6, 8]  # spleen, left kidney, liver, aorta
-FEATURES, IMAGE_SIZE = [16, 16, 16, 16], 64
+FEATURES, IMAGE_SIZE = [16, 16, 16, 16], 48
 REDUCED = {"network_def#features": FEATURES, "image_size": IMAGE_SIZE, "intensity_range": [-175, 250]}
 TRAINING = {
-    "max_epochs": 20,
+    "max_epochs": 15,
     "warmup_epochs": 1,
     "val_interval": 4,
     "episodes": 400,
     "val_episodes": 50,
     "support_size": 8,
     "batch_size": 4,
-    "learning_rate": 0.002,
+    "learning_rate": 0.001,
+    "loss#_target_": "DiceCELoss",  # Dice alone learns nothing in the first minutes at such a rate
     "num_workers": 0,
     "held_out_classes": HELD_OUT,
     "train#image_transforms": [],  # a few minutes are too few to average out augmentation

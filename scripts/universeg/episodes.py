@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from monai.transforms import Compose, Randomizable, Transform
+from monai.utils import convert_to_tensor
 from torch.utils.data import Dataset
 
 from scripts.common.errors import InputError
@@ -165,7 +166,7 @@ class Episodes(Randomizable, Dataset):
         changed = self.task_transforms({"image": images, "label": labels})
         pairs = zip(changed["image"], changed["label"], strict=True)
         single = [self.image_transforms({"image": image[None], "label": label[None]}) for image, label in pairs]
-        new = [torch.cat([torch.as_tensor(one[key]) for one in single]) for key in ("image", "label")]
+        new = [torch.cat([convert_to_tensor(one[key]) for one in single]) for key in ("image", "label")]
         if not new[1][0].any():
             return images, labels
         return new[0].clamp(0, 1), new[1]
