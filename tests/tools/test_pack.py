@@ -280,7 +280,7 @@ def test_missing_weights_of_all_bundles_are_named_before_one_is_packed(tmp_path,
     (tmp_path / "scripts").symlink_to(ROOT / "scripts")
     monkeypatch.setattr(pack_module, "ROOT", tmp_path)
     assert main(["--weights", "--out", str(tmp_path / "out")]) == 2
-    assert caplog.text.count("models/model.pt: missing") == 4
+    assert caplog.text.count("models/model.pt: missing") == len(list((ROOT / "bundles").iterdir()))
     assert not (tmp_path / "out").exists()
 
 
