@@ -29,7 +29,7 @@ VOLUMES = {
     "mr_torso": ("label_totalsegmentator_mr.nii.gz", "totalsegmentator_mr_classes.json", None),
 }
 CLASSES = ("liver", "spleen", "kidney_left", "kidney_right", "stomach", "aorta", "autochthon_left", "urinary_bladder")
-EVERY = {"ct_torso": (5, 10, 20), "mr_torso": (3, 5)}
+EVERY = {"ct_torso": (10, 20), "mr_torso": (4,)}
 WAYS = {
     "all at once": {"support_choice": "random", "support_size": 64},
     "nearest 2": {"support_choice": "nearest", "support_size": 2},

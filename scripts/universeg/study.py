@@ -164,6 +164,8 @@ def plot(summary: pd.DataFrame, path: Path) -> None:
     for name, rows in summary[summary["ensemble"] == summary["ensemble"].min()].groupby("class"):
         if name != "mean":
             axis.plot(rows["support_size"], rows["dice"], color="0.8", linewidth=0.8)
+            end = rows.iloc[-1]
+            axis.annotate(name, (end["support_size"], end["dice"]), fontsize=7, color="0.5", ha="right", va="bottom")
     means = summary[summary["class"] == "mean"]
     for ensemble, rows in means.groupby("ensemble"):
         label = "one draw" if ensemble == 1 else f"ensemble of {ensemble} draws"

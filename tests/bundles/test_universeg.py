@@ -1,6 +1,9 @@
 """The whole bundle at small size: pictures, volumes, training and evaluation."""
 
 import json
+import re
+import subprocess
+import sys
 
 import nibabel as nib
 import numpy as np
@@ -11,7 +14,7 @@ from PIL import Image
 
 from scripts.common.errors import InputError, root_cause
 from scripts.models.universeg import UniverSeg
-from tests.conftest import TINY_OF, run_bundle
+from tests.conftest import ROOT, TINY_OF, bundle_workflow, run_bundle
 from tests.scripts.models.tiny_networks import saved, state_of
 from tests.scripts.universeg.support_files import write_pictures, write_volume
 
@@ -86,8 +89,6 @@ def test_class_is_the_one_of_the_largest_restored_probability(tmp_path, weights)
     from monai.data import MetaTensor
     from monai.transforms import Invertd
 
-    from tests.conftest import bundle_workflow
-
     support = write_pictures(tmp_path / "support", classes=(1, 2))
     image = write_pictures(tmp_path / "in", n=1, shape=(33, 45)) / "images" / "p0.png"
     out = run(INFER, tmp_path, weights, input=image, support=support)
@@ -134,6 +135,20 @@ def test_training_is_repeatable_goes_on_and_fine_tunes(tmp_path, torso_data):
     tuned = {**settings, "pretrained": str(tmp_path / "a" / "model.pt"), "ckpt_dir": str(tmp_path / "c")}
     run_bundle("universeg", ["train.json", "finetune.json"], **tuned)
     assert (tmp_path / "c" / "model.pt").is_file()
+
+
+WITHOUT = ("pandas", "ignite", "matplotlib", "numba", "highdicom", "openvino", "cc3d", "pyarrow", "jsonschema")
+
+
+def test_what_other_programs_read_needs_few_packages():
+    """MONAI Label, Deploy and FL parse these parts in environments of their own."""
+    config = json.loads((ROOT / "bundles" / "universeg" / "configs" / "inference.json").read_text())
+    keys = ("network_def", "preprocessing", "support_set", "inferer", "postprocessing")
+    text = json.dumps([config[key] for key in keys])
+    modules = sorted({name.rpartition(".")[0] for name in re.findall(r"scripts(?:\.\w+)+", text)})
+    code = f"import sys; sys.modules.update(dict.fromkeys({WITHOUT})); import {', '.join(modules)}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def message_of(*args, **settings):
