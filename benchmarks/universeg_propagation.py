@@ -19,10 +19,12 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from benchmarks.universeg_support import BUNDLE, REDUCED, RESULTS, ROOT
 from scripts.common.files import write_json, write_table
 from tools import demo
+from tools.demo_universeg import BUNDLE, REDUCED
 
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).parent / "results"
 SHARED = ROOT.parent / "shared" / "data"
 VOLUMES = {
     "ct_torso": ("label_totalsegmentator.nii.gz", "totalsegmentator_ct_classes.json", [-175, 250]),

@@ -29,29 +29,13 @@ from scripts.models.weights import load_weights
 from scripts.universeg.episodes import Episodes, Tasks
 from scripts.universeg.study import mask_dice, plot
 from tools import demo
+from tools.demo_universeg import BUNDLE, FEATURES, HELD_OUT, IMAGE_SIZE, REDUCED, TRAINING
 from tools.phantom import write_cohort
 
 ROOT = Path(__file__).resolve().parents[1]
-BUNDLE = ROOT / "bundles" / "universeg"
 RESULTS = Path(__file__).parent / "results"
 SUPPORT_SIZES, TARGETS = (1, 2, 4, 8, 16), 100
-HELD_OUT = [1, 3, 6, 8]  # spleen, left kidney, liver, aorta
-FEATURES, IMAGE_SIZE = [16, 16, 16, 16], 48
-REDUCED = {"network_def#features": FEATURES, "image_size": IMAGE_SIZE, "intensity_range": [-175, 250]}
-TRAINING = {
-    "max_epochs": 15,
-    "warmup_epochs": 1,
-    "val_interval": 4,
-    "episodes": 400,
-    "val_episodes": 50,
-    "support_size": 8,
-    "batch_size": 4,
-    "learning_rate": 0.001,
-    "loss#_target_": "DiceCELoss",  # Dice alone learns nothing in the first minutes at such a rate
-    "num_workers": 0,
-    "held_out_classes": HELD_OUT,
-    "train#image_transforms": [],  # a few minutes are too few to average out augmentation
-}
+TRAINING = {**TRAINING, "max_epochs": 15, "warmup_epochs": 1, "val_interval": 4, "val_episodes": 50}
 logger = logging.getLogger("universeg_support")
 
 
