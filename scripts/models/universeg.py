@@ -124,7 +124,7 @@ class UniverSeg(nn.Module):
 
     Memory: a support set of up to `chunk` images is kept whole. Of a larger one, `chunk` images at a time are in
     memory: each block needs the mean over all images, for which the earlier blocks are computed again. This takes about
-    four times as long per image and no more memory for more images, but for the images themselves.
+    three times as long per image and no more memory for more images, but for the images themselves.
 
     Images whose sizes are not multiples of 2 per pooling are padded by their edge, and the logits cropped.
 
