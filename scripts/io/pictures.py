@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from monai.data import MetaTensor
@@ -16,6 +17,9 @@ from scripts.common.names import is_nifti, is_picture, printable
 from scripts.io.loading import LoadVolumed
 from scripts.io.nifti import StoredVolume, read_nifti
 from scripts.io.writing import SaveLabelMapd
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 MAX_PIXELS = 100_000_000
 PICTURE_AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -82,7 +86,7 @@ def read_picture(path: str | Path, *, is_label: bool = False) -> StoredVolume:
     return _binary_of_255(volume, path) if is_label else volume
 
 
-def _gray_values(picture, name: str) -> np.ndarray:
+def _gray_values(picture: PIL.Image.Image, name: str) -> np.ndarray:
     from PIL import ImageOps
 
     picture = ImageOps.exif_transpose(picture)
@@ -94,7 +98,7 @@ def _gray_values(picture, name: str) -> np.ndarray:
     return _plain_values(picture)
 
 
-def _label_values(picture, name: str) -> np.ndarray:
+def _label_values(picture: PIL.Image.Image, name: str) -> np.ndarray:
     if picture.mode in ("P", "L", "1", "I", "I;16", "I;16B", "I;16L"):
         return _plain_values(picture)
     bands = np.asarray(picture.convert("RGB"))
@@ -103,7 +107,7 @@ def _label_values(picture, name: str) -> np.ndarray:
     return bands[..., 0]
 
 
-def _plain_values(picture) -> np.ndarray:
+def _plain_values(picture: PIL.Image.Image) -> np.ndarray:
     values = np.asarray(picture)
     return values.astype(np.uint8 if values.dtype == bool else values.dtype.newbyteorder("="))
 
