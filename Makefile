@@ -14,6 +14,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 1073741824
 
 help:
 	@echo "make demo     train, evaluate and segment on phantoms; INPUT=image LABEL=label for your own pair"
+	@echo "               BUNDLE=universeg shows segmentation by example"
 	@echo "make test     run the tests"
 	@echo "make test-hostile  run the long tests of bad inputs, full disks and killed runs"
 	@echo "make test-clients  run the tests in MONAI Label, MONAI Deploy and MONAI FL, in environments of their own"
@@ -32,7 +33,7 @@ $(INSTALLED): requirements.txt
 	@touch $@
 
 demo: $(INSTALLED)
-	$(RUN) -m tools.demo $(if $(INPUT),--input "$(INPUT)") $(if $(LABEL),--label "$(LABEL)")
+	$(RUN) -m tools.demo$(if $(BUNDLE),_$(BUNDLE)) $(if $(INPUT),--input "$(INPUT)") $(if $(LABEL),--label "$(LABEL)")
 
 test: $(INSTALLED)
 	$(RUN) -m pytest

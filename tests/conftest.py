@@ -26,7 +26,10 @@ TINY = {
     "sw_batch_size": 1,
 }
 PAPER = {"rule": "percentile", "features": ["normalized_volume", "sphericity", "eccentricity"], "votes": 2}
-TINY_OF = {"solf_filter": {"workers": 0, **PAPER, "epsilon_percent": 20}}
+TINY_OF = {
+    "solf_filter": {"workers": 0, **PAPER, "epsilon_percent": 20},
+    "universeg": {"network_def#features": [4, 4], "image_size": 16, "support_size": 2, "num_workers": 0},
+}
 """What makes other bundles than those with a Swin UNETR small."""
 TINY_TRAINING = {
     "network_def#use_checkpoint": False,

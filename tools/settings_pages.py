@@ -44,7 +44,8 @@ def settings_page(bundle: Path) -> str:
 
 
 def _example(bundle: Path) -> str:
-    return "workers 4" if bundle.name == "solf_filter" else "spacing_mm '[1.5, 1.5, 2.0]'"
+    examples = {"solf_filter": "workers 4", "universeg": "support_size 16"}
+    return examples.get(bundle.name, "spacing_mm '[1.5, 1.5, 2.0]'")
 
 
 def _rows(config: Path, known: dict[str, str]) -> Iterator[tuple[str, ...]]:

@@ -14,6 +14,7 @@ from itertools import takewhile
 from pathlib import Path
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 DICOM_INDEX = "DICOMDIR"
 """File that lists the series of a CD."""
 MAX_NAME_BYTES = 200
@@ -28,6 +29,11 @@ def is_nifti(path: Path) -> bool:
     return path.name.lower().endswith(NIFTI_SUFFIXES) and not path.name.startswith(".")
 
 
+def is_picture(path: Path) -> bool:
+    """Return whether a file is a picture by its name, such as PNG; hidden files are not."""
+    return path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")
+
+
 def is_dicom(path: Path) -> bool:
     """Return whether a path is a file with the prefix of DICOM, and not the index of a CD."""
     if path.name == DICOM_INDEX or not path.is_file():
@@ -37,13 +43,13 @@ def is_dicom(path: Path) -> bool:
 
 
 def stem(path: str | Path) -> str:
-    """Return the name of a file without its NIfTI suffix, or the name of a DICOM folder.
+    """Return the name of a file without its NIfTI or picture suffix, or the name of a DICOM folder.
 
     >>> stem("imagesTr/img0001.nii.gz")
     'img0001'
     """
     name = Path(os.path.normpath(Path.cwd() / path)).name
-    for suffix in NIFTI_SUFFIXES:
+    for suffix in (*NIFTI_SUFFIXES, *PICTURE_SUFFIXES):
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     return name

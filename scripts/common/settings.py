@@ -84,6 +84,8 @@ def _describe_list(declaration: Declaration) -> str:
     if items["type"] == "string":
         return "names, each once"
     numbers = _describe_number(items, whole=items["type"] == "integer", plural="s")
+    if "maxItems" not in declaration:
+        return f"{numbers}, each once"
     largest = f", one of them from {declaration['contains']['minimum']}" if "contains" in declaration else ""
     return f"{_NUMERALS[declaration['minItems']]} {numbers}{largest}"
 
@@ -97,7 +99,7 @@ def _describe_number(declaration: Declaration, *, whole: bool, plural: str = "")
     ends += [f"below {declaration['exclusiveMaximum']}"] if "exclusiveMaximum" in declaration else []
     if "multipleOf" in declaration:
         return f"multiple{plural} of {declaration['multipleOf']}" + (f" {ends[0]}" if ends else "")
-    return f"{'whole ' if whole else ''}number{plural} {' '.join(ends)}"
+    return f"{'whole ' if whole else ''}number{plural} {' '.join(ends)}".rstrip()
 
 
 def _fix(value: Any, declaration: Declaration) -> str:

@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from scripts.common.errors import InputError, raise_all
 from scripts.common.flags import parse_flag
-from scripts.common.names import is_nifti, name_path, stem, unique_names
+from scripts.common.names import PICTURE_SUFFIXES, is_nifti, is_picture, name_path, stem, unique_names
 from scripts.data.case_checks import ImageCheck, ImageReader, check_cases, image_files
 from scripts.data.folds import hold_out_fold
 
@@ -42,6 +42,7 @@ def load_datalist(
     ignored_in: Sequence[str] = ("training",),
     check_image: ImageCheck | None = None,
     read_image: ImageReader | None = None,
+    pictures: bool = False,
 ) -> dict[str, list[Item]]:
     """List the cases of `dataset_dir` by section, from a Decathlon-style JSON file or from folders.
 
@@ -66,6 +67,7 @@ def load_datalist(
         ignored_in: sections whose labels may hold it.
         check_image: checks the files of an image together; see `scripts.data.case_checks.check_cases`.
         read_image: reads a file of an image; see there.
+        pictures: whether images and labels may be pictures such as PNG; the check reads NIfTI alone.
 
     Returns:
         All sections, also empty ones. Each item holds absolute paths `image` (a list if there are several) and `label`
@@ -97,7 +99,7 @@ def load_datalist(
     file = root / datalist_file
     source = file if file.is_file() else root
     if file.is_file():
-        sections = _from_json(file, root, images_per_case, optional_labels=optional_labels)
+        sections = _from_json(file, root, images_per_case, optional_labels=optional_labels, pictures=pictures)
     else:
         sections = _from_folders(root, file, images_per_case)
     hold_out_fold(sections, fold, source)
@@ -117,6 +119,20 @@ def load_datalist(
         check_cases(todo, allow_copies=overlap, **options)
     logger.info("loaded %s: %s", source, ", ".join(f"{len(items)} {name}" for name, items in sections.items()))
     return sections
+
+
+class _Roots(NamedTuple):
+    """The folder that the files of a datalist lie in, and which files may be images.
+
+    Attributes:
+        real: the folder, without symbolic links.
+        given: the folder, as it was given.
+        pictures: see `load_datalist`.
+    """
+
+    real: str
+    given: str
+    pictures: bool
 
 
 def _refuse_empty(
@@ -140,7 +156,9 @@ def _show(value: Any) -> str:
     return f"{value!r:.200}" if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
 
 
-def _from_json(file: Path, root: Path, images_per_case: int, *, optional_labels: bool) -> dict[str, list[Item]]:
+def _from_json(
+    file: Path, root: Path, images_per_case: int, *, optional_labels: bool, pictures: bool
+) -> dict[str, list[Item]]:
     try:
         content = json.loads(file.read_bytes(), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
     except (OSError, ValueError, RecursionError) as error:
@@ -149,7 +167,7 @@ def _from_json(file: Path, root: Path, images_per_case: int, *, optional_labels:
         raise InputError(f"{file}: holds a {type(content).__name__}, need an object with training and validation")
     sections: dict[str, list[Item]] = {name: [] for name in SECTIONS}
     problems = []
-    roots = (str(root.resolve()), str(root))
+    roots = _Roots(str(root.resolve()), str(root), pictures)
     for name in SECTIONS:
         entries = content.get(name, [])
         if not isinstance(entries, list):
@@ -176,7 +194,7 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number of JSON")
 
 
-def _parse_entry(entry: Any, roots: tuple[str, str], images_per_case: int, *, label_optional: bool) -> Item:
+def _parse_entry(entry: Any, roots: _Roots, images_per_case: int, *, label_optional: bool) -> Item:
     if isinstance(entry, str) and label_optional and images_per_case == 1:
         entry = {"image": entry}
     if not isinstance(entry, dict):
@@ -193,7 +211,7 @@ def _parse_entry(entry: Any, roots: tuple[str, str], images_per_case: int, *, la
     return item
 
 
-def _image_inside(value: Any, roots: tuple[str, str], images_per_case: int) -> str | list[str]:
+def _image_inside(value: Any, roots: _Roots, images_per_case: int) -> str | list[str]:
     if images_per_case == 1:
         return _path_inside(value, roots, key="image")
     if not isinstance(value, list) or len(value) != images_per_case:
@@ -202,25 +220,26 @@ def _image_inside(value: Any, roots: tuple[str, str], images_per_case: int) -> s
     return [_path_inside(path, roots, key="image") for path in value]
 
 
-def _path_inside(value: Any, roots: tuple[str, str], *, key: str) -> str:
+def _path_inside(value: Any, roots: _Roots, *, key: str) -> str:
     """Join a path to the root and refuse one that leads out of it, but follow symbolic links, which users make.
 
     Args:
         value: from the datalist.
-        roots: the folder without symbolic links, and as it was given.
+        roots: the folder.
         key: named in the messages.
     """
     # Not printable: NUL, which the file system refuses, and line breaks, which could fake log lines.
     if not isinstance(value, str) or not value or not value.isprintable():
         raise InputError(f"{key} is {_show(value)}, need one path as text")
-    real_root, root = roots
+    real_root, root, pictures = roots
     path = os.path.normpath(os.path.join(root, value))  # noqa: PTH118 (pathlib takes minutes for a million entries)
     if path.startswith(real_root + os.sep):
         path = root + path.removeprefix(real_root)
     if path != root and not path.startswith(root.rstrip(os.sep) + os.sep):
         raise InputError(f"{key} {_show(value)} is outside {root}; use a path inside it, or link the data into it")
-    if not is_nifti(Path(path)):
-        raise InputError(f"{key} {_show(value)} is not a .nii or .nii.gz file; convert it")
+    if not is_nifti(Path(path)) and not (pictures and is_picture(Path(path))):
+        kinds = f".nii, .nii.gz or {', '.join(PICTURE_SUFFIXES)}" if pictures else ".nii or .nii.gz"
+        raise InputError(f"{key} {_show(value)} is not a {kinds} file; convert it")
     return path
 
 
@@ -236,15 +255,26 @@ def _from_folders(root: Path, missing: Path, images_per_case: int) -> dict[str, 
         )
     logger.warning("%s: no such file, so the last fifth of imagesTr by name is validation", missing)
     problems: list[str] = []
-    cases = _pair_folders(root / "imagesTr", root / "labelsTr", problems)
-    test = _pair_folders(root / "imagesTs", root / "labelsTs", problems, label_optional=True)
+    cases = pair_folders(root / "imagesTr", root / "labelsTr", problems)
+    test = pair_folders(root / "imagesTs", root / "labelsTs", problems, label_optional=True)
     raise_all(problems, root, "add the missing files, or remove or rename these")
     n = max(0, len(cases) - max(1, len(cases) // 5))
     return {"training": cases[:n], "validation": cases[n:], "test": test}
 
 
-def _pair_folders(image_dir: Path, label_dir: Path, problems: list[str], *, label_optional: bool = False) -> list[Item]:
-    images, labels = _by_match_name(image_dir, problems), _by_match_name(label_dir, problems)
+def pair_folders(
+    image_dir: Path, label_dir: Path, problems: list[str], *, label_optional: bool = False, pictures: bool = False
+) -> list[Item]:
+    """Pair images and labels by their names.
+
+    Args:
+        image_dir: folder of the images.
+        label_dir: folder of the labels.
+        problems: files without a counterpart and such of the same name are added to it.
+        label_optional: whether there may be no folder of labels.
+        pictures: see `load_datalist`.
+    """
+    images, labels = (_by_match_name(folder, problems, pictures=pictures) for folder in (image_dir, label_dir))
     if label_optional and not label_dir.is_dir():
         return [{"image": str(path)} for path in images.values()]
     problems += [f"{path}: no label in {label_dir.name}" for key, path in images.items() if key not in labels]
@@ -252,10 +282,10 @@ def _pair_folders(image_dir: Path, label_dir: Path, problems: list[str], *, labe
     return [{"image": str(images[key]), "label": str(labels[key])} for key in images if key in labels]
 
 
-def _by_match_name(folder: Path, problems: list[str]) -> dict[str, Path]:
+def _by_match_name(folder: Path, problems: list[str], *, pictures: bool) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if not is_nifti(path):
+        if not is_nifti(path) and not (pictures and is_picture(path)):
             continue
         key = re.sub(r"^(img|label)(?=\d)", "", stem(path).removesuffix("_0000"))
         if found.setdefault(key, path) is not path:

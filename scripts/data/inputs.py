@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.errors import InputError
-from scripts.common.names import is_dicom, is_nifti, printable, unique_names
+from scripts.common.names import is_dicom, is_nifti, is_picture, printable, unique_names
 from scripts.data.case_checks import image_files
 from scripts.data.datalist import load_datalist
 
@@ -28,6 +28,7 @@ def list_cases(
     images_per_case: int = 1,
     optional_labels: bool = False,
     find: Callable[[Path], list[Case]] | None = None,
+    pictures: bool = False,
 ) -> list[Case]:
     """List the cases of a file, a folder or a datalist.
 
@@ -39,6 +40,7 @@ def list_cases(
         images_per_case: number of files of one image in the datalist.
         optional_labels: whether cases of other sections than `test` may lack a label too.
         find: replaces `find_volumes` for images in several files.
+        pictures: whether images may also be pictures such as PNG.
 
     Returns:
         One `{"image": path or paths, "case": unique name}` per case, sorted by name, with `"label"` if there is one.
@@ -61,9 +63,10 @@ def list_cases(
         size = path.stat().st_size
         if path.suffix == ".json":
             splits = [split] if isinstance(split, str) else split
-            cases = _from_datalist(path, size, splits, images_per_case, optional_labels=optional_labels)
+            options = {"optional_labels": optional_labels, "pictures": pictures}
+            cases = _from_datalist(path, size, splits, images_per_case, **options)
         else:
-            found = (find or find_volumes)(path)
+            found = (find or (find_images if pictures else find_volumes))(path)
             names = unique_names([case["case"] for case in found])
             cases = [{**case, "case": name} for case, name in zip(found, names, strict=True)]
     except FileNotFoundError as error:
@@ -74,6 +77,24 @@ def list_cases(
     if output_dir is not None:
         _refuse_inputs_in(output_dir, path, cases)
     return cases
+
+
+def find_images(path: Path) -> list[Case]:
+    """Find pictures, and volumes as `find_volumes`; of a folder that holds both, all of them.
+
+    Args:
+        path: of a file or folder.
+
+    Returns:
+        One `{"image": path, "case": path}` per image.
+
+    Raises:
+        InputError: there is neither.
+    """
+    entries = sorted(path.iterdir()) if path.is_dir() else [path]
+    pictures = [{"image": str(file), "case": str(file)} for file in entries if is_picture(file)]
+    path.stat()  # a picture that is missing is one of a wrong path
+    return pictures + ([] if pictures and not any(map(is_nifti, entries)) else find_volumes(path))
 
 
 def find_volumes(path: Path) -> list[Case]:
@@ -124,15 +145,13 @@ def _may_be_series(folder: Path) -> bool:
         return True
 
 
-def _from_datalist(
-    path: Path, size: int, splits: Sequence[str], images_per_case: int, *, optional_labels: bool
-) -> list[Case]:
+def _from_datalist(path: Path, size: int, splits: Sequence[str], images_per_case: int, **more: bool) -> list[Case]:
     """Return the first section of a datalist that holds cases."""
     if not path.is_file():
         raise InputError(f"{printable(path)}: is a folder, a pipe or a device, not a datalist; give another path.")
     if size > MAX_DATALIST_BYTES:
         raise InputError(f"{printable(path)}: has {size / 1e6:.0f} MB, too many for a datalist; give another file.")
-    options = {"images_per_case": images_per_case, "check": False, "optional_labels": optional_labels}
+    options = {"images_per_case": images_per_case, "check": False, **more}
     options |= {"required": splits if len(splits) == 1 else (), "allow_overlap": True}
     sections = load_datalist(path.parent, datalist_file=path.name, **options)
     found = next((name for name in splits if sections[name]), "")

@@ -162,6 +162,15 @@ def _unresample(maps: AxisMaps, info: Mapping[str, Any], shape: Sequence[int]) -
     return maps.resample(np.asarray(info["src_affine"], dtype=np.float64), shape)
 
 
+def _unresize(maps: AxisMaps, info: Mapping[str, Any], shape: Sequence[int]) -> AxisMaps:
+    if info["mode"] != "trilinear" or info["align_corners"] not in (TraceKeys.NONE, False):
+        raise NotAlongAxesError(f"interpolates with {info['mode']} and align_corners {info['align_corners']}")
+    steps = np.array(maps.shape) / np.array(shape)
+    places = [(np.arange(n) + 0.5) * step - 0.5 for n, step in zip(shape, steps, strict=True)]
+    weights = tuple(interpolation(x, len(w)) @ w for x, w in zip(places, maps.weights, strict=True))
+    return replace(maps, weights=weights, affine=maps.affine @ nib.affines.from_matvec(np.diag(steps), (steps - 1) / 2))
+
+
 _INVERSES: Mapping[frozenset[str], Callable[..., AxisMaps]] = {
     frozenset({"cropped"}): _uncrop,
     frozenset({"padded", "mode"}): _unpad,
@@ -170,5 +179,6 @@ _INVERSES: Mapping[frozenset[str], Callable[..., AxisMaps]] = {
     frozenset({"axes"}): _unflip,
     frozenset({"original_affine"}): _unorient,
     frozenset({"dtype", "mode", "padding_mode", "align_corners", "src_affine"}): _unresample,
+    frozenset({"dtype", "mode", "align_corners", "new_dim"}): _unresize,
 }
 """What MONAI records of a transform, by which its inverse is told."""

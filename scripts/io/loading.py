@@ -73,7 +73,7 @@ class LoadVolumed(MapTransform):
         """
         if isinstance(path, MetaTensor):
             return (path[None] if path.ndim == 3 else path).float()
-        volume = read_volume(path)
+        volume = self.read_file(path, is_image=is_image)
         if is_image:
             check_intensities(volume, printable(path))
         values = volume.values()
@@ -81,6 +81,10 @@ class LoadVolumed(MapTransform):
         if is_image:
             tensor.meta["scanned_slices"] = scanned_slices(GridArray(values, volume.affine))
         return tensor
+
+    def read_file(self, path: str | Path, *, is_image: bool) -> StoredVolume:  # noqa: ARG002 (of other files, it matters)
+        """Read a file, or a folder as a DICOM series; see `read`."""
+        return read_volume(path)
 
 
 def as_tensor(volume: StoredVolume, values: torch.Tensor, path: str | Path) -> MetaTensor:

@@ -83,6 +83,7 @@ def read_nifti(
     open_gzip: Callable[..., BinaryIO] = gzip.open,
     drop_axes: bool = False,
     with_channels: bool = False,
+    flat: bool = False,
 ) -> StoredVolume:
     """Read a 3-D NIfTI file to its end, so that gzip compares the checksum.
 
@@ -95,6 +96,7 @@ def read_nifti(
         open_gzip: opens a .gz file as `gzip.open` does, with the same errors.
         drop_axes: read (X, Y, Z, 1), and more axes of length 1, as (X, Y, Z).
         with_channels: also read (X, Y, Z, C).
+        flat: also read (X, Y), as (X, Y, 1).
 
     Returns:
         The volume, with intensities as they are stored.
@@ -105,9 +107,8 @@ def read_nifti(
     """
     name = printable(path)
     try:
-        return _read_to_end(
-            Path(path), name, open_gzip=open_gzip, drop_axes=drop_axes, axes=slice(3 if with_channels else None)
-        )
+        axes = slice(3 if with_channels else None)
+        return _read_to_end(Path(path), name, open_gzip=open_gzip, drop_axes=drop_axes, axes=axes, flat=flat)
     except InputError:
         raise
     except FileNotFoundError as error:
@@ -175,7 +176,7 @@ def check_intensities(volume: StoredVolume, path: object) -> None:
 
 
 def _read_to_end(
-    path: Path, name: str, *, open_gzip: Callable[..., BinaryIO], drop_axes: bool, axes: slice
+    path: Path, name: str, *, open_gzip: Callable[..., BinaryIO], drop_axes: bool, axes: slice, flat: bool
 ) -> StoredVolume:
     """Check the header, then read the voxels and what follows them; see `read_nifti`.
 
@@ -185,6 +186,7 @@ def _read_to_end(
         open_gzip: see `read_nifti`.
         drop_axes: see `read_nifti`.
         axes: those of a file of four that are the volume's; all of any other file are.
+        flat: see `read_nifti`.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
@@ -196,6 +198,7 @@ def _read_to_end(
         header = _read_header(file, capacity=status.st_size * (MAX_DEFLATION if is_gzip else 1), name=name)
         affine = np.asarray(header.get_best_affine(), dtype=np.float64)
         shape = header.get_data_shape()
+        shape = (*shape, 1) if flat and len(shape) == 2 else shape
         while drop_axes and len(shape) > 3 and shape[-1] == 1:
             shape = shape[:-1]
         check_geometry(Grid(shape[axes] if len(shape) == 4 else shape, affine), name)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ignite.engine import Engine
@@ -34,6 +34,27 @@ from scripts.preview.png import preview_png
 from scripts.preview.rendering import CT_WINDOW_HU, IntensityWindow
 
 logger = logging.getLogger(__name__)
+
+
+class Drawn(NamedTuple):
+    """What is drawn of a case.
+
+    Attributes:
+        case: its name.
+        image: intensities.
+        pred: predicted class ids.
+        label: reference class ids, if there are any.
+        affine: (4, 4), voxel indices to mm.
+
+    Shape:
+        image, pred, label: (X, Y, Z).
+    """
+
+    case: str
+    image: np.ndarray
+    pred: np.ndarray
+    label: np.ndarray | None
+    affine: np.ndarray
 
 
 class PreviewSaver:
@@ -106,11 +127,18 @@ class PreviewSaver:
         check_same_grid(pred, image, case=case, name="image")
         given = output_item.get(self.label_key)
         label = self._native_label(batch_item.get(self.label_key) if given is None else given, pred, case)
-        options = {"affine": pred.affine, "label": label, "class_names": self.class_names, "window": self.window}
-        png = self.output_dir / f"{case}_preview.png"
-        preview_png(image.array, pred.array, png, title=case, **options)
+        drawn = Drawn(case, image.array, pred.array, label, pred.affine)
+        self.write_png(drawn, self.output_dir / f"{case}_preview.png")
         if self.gif:
-            slice_gif(image.array, pred.array, self.output_dir / f"{case}.gif", **options)
+            slice_gif(drawn.image, drawn.pred, self.output_dir / f"{case}.gif", **self._options(drawn))
+
+    def write_png(self, drawn: Drawn, path: Path) -> None:
+        """Write the picture of a case."""
+        preview_png(drawn.image, drawn.pred, path, title=drawn.case, **self._options(drawn))
+
+    def _options(self, drawn: Drawn) -> dict[str, Any]:
+        names = {"class_names": self.class_names, "window": self.window}
+        return {"affine": drawn.affine, "label": drawn.label, **names}
 
     def _native_label(self, label: Any, pred: GridArray, case: str) -> np.ndarray | None:
         """Return the label if there is one on the grid of the prediction; a datalist gives its path."""

@@ -25,9 +25,10 @@ from scripts.common.names import (
         ("x/1.2.840.113", "1.2.840.113"),
         ("x/series/", "series"),
         ("v1.2.nii", "v1.2"),
+        ("a/b.PNG", "b"),
     ],
 )
-def test_stem_drops_folder_and_nifti_suffix_only(path, name):
+def test_stem_drops_folder_and_suffix_of_an_image_only(path, name):
     assert stem(path) == name
 
 

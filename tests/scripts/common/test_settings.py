@@ -9,9 +9,13 @@ from scripts.common.settings import declarations, describe, setting_problems
 from scripts.data.datalist import SECTIONS
 from scripts.data.datasets import KINDS
 from scripts.etta.settings import Adapt
+from scripts.preview.rendering import PLANES
 from scripts.solf.filter import REJECTED
 from scripts.solf.fitting import Rule
 from scripts.solf.thresholds import FEATURES
+from scripts.universeg.inferer import SUPPORT_CHOICES
+from scripts.universeg.study import LEAVE_OUT
+from scripts.universeg.transforms import NORMALIZATIONS
 from tests.conftest import ROOT
 
 CONFIGS = sorted(path for path in ROOT.glob("bundles/*/configs/*.json") if path.name != "metadata.json")
@@ -54,6 +58,10 @@ def test_choices_are_those_of_the_code():
         "etta_adapt": get_args(Adapt),
         "rejected": REJECTED,
         "rule": get_args(Rule),
+        "plane": PLANES,
+        "normalization": NORMALIZATIONS,
+        "support_choice": SUPPORT_CHOICES,
+        "leave_out": LEAVE_OUT,
     }
     assert {name: tuple(declarations()[name]["enum"]) for name in choices} == choices
     assert tuple(declarations()["features"]["items"]["enum"]) == FEATURES

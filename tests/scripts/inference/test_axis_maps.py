@@ -14,6 +14,7 @@ from monai.transforms import (
     Invertd,
     NormalizeIntensityd,
     Orientationd,
+    Resized,
     ResizeWithPadOrCropd,
     Rotate90d,
     SpatialPadd,
@@ -127,3 +128,21 @@ def test_transforms_that_are_no_map_along_the_axes_are_named(transform, message)
     image = image_of(np.random.default_rng(0), (9, 9, 9), affine_of("RAS", (1, 1, 1), degrees=(10, 0, 0)))
     with pytest.raises(NotAlongAxesError, match=message):
         way_back(transform({"image": image})["image"])
+
+
+@pytest.mark.parametrize("size", [(16, 16, -1), (40, 9, -1), (16, 16, 16)])
+def test_resizing_is_inverted_as_by_monai(size):
+    rng = np.random.default_rng(0)
+    image = image_of(rng, (30, 23, 7), affine_of("PLS", (1.5, 1.0, 4.0), (0, 0, 20)))
+    transform = Compose(
+        [Orientationd("image", axcodes="RAS", labels=None), Resized("image", spatial_size=size, mode="trilinear")]
+    )
+    check_equal_to_monai(image, transform, rng)
+
+
+@pytest.mark.parametrize(("mode", "align_corners"), [("nearest", None), ("trilinear", True)])
+def test_other_ways_of_resizing_are_left_to_monai(mode, align_corners):
+    image = image_of(np.random.default_rng(0), (8, 8, 8), affine_of("RAS", (1, 1, 1)))
+    resized = Resized("image", spatial_size=(4, 4, 4), mode=mode, align_corners=align_corners)({"image": image})
+    with pytest.raises(NotAlongAxesError, match=f"Resize interpolates with {mode}"):
+        way_back(resized["image"])

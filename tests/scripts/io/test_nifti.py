@@ -272,3 +272,10 @@ def test_voxel_that_is_not_finite_is_found(value, slope, inter):
     stored[1, 2, 0], stored[0, 0, 0] = value, 7
     with pytest.raises(InputError, match=r"^ct\.nii: holds NaN or infinite voxels; export it again or replace them\.$"):
         check_intensities(StoredVolume(stored, np.eye(4), slope, inter), "ct.nii")
+
+
+def test_flat_file_is_read_as_one_slice_only_if_wanted(tmp_path):
+    nib.save(nib.Nifti1Image(np.ones((4, 5), dtype=np.float32), np.diag([2.0, 3.0, 1.0, 1.0])), tmp_path / "a.nii")
+    assert read_nifti(tmp_path / "a.nii", flat=True).stored.shape == (4, 5, 1)
+    with pytest.raises(InputError, match=r"has shape \(4, 5\), need \(X, Y, Z\)"):
+        read_nifti(tmp_path / "a.nii")
