@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +51,8 @@ def convert(source: str | Path, target: str | Path, *, legacy_merging: bool) -> 
             or cannot be written.
     """
     source, target = Path(source), Path(target)
-    if target.suffix != ".pt":
-        raise InputError(f"{target}: not a name for weights: give a path that ends in .pt.")
+    check_target(source, target)
     state = load_state_dict_file(source)
-    if target.is_dir() or (target.exists() and target.samefile(source)):
-        raise InputError(f"{target}: is {'a folder' if target.is_dir() else 'the source itself'}: give another file.")
     arguments = network_arguments(state, source)
     for device in ("meta", "cpu"):  # first without memory: the file decides how large the network is
         network = _network(arguments, legacy_merging, source, device)
@@ -63,8 +60,20 @@ def convert(source: str | Path, target: str | Path, *, legacy_merging: bool) -> 
         state = {key: value for key, value in state.items() if key in own or not _UNUSED_SHORTCUT.search(key)}
         state = {key: value for key, value in own.items() if is_marker(key)} | state
         check_state_dict(network, state, source)
-    _write(state, target)
+    write_weights(state, target)
     return arguments
+
+
+def check_target(source: Path, target: Path) -> None:
+    """Refuse to write weights to a file of another name than `.pt`, to a folder or over the source.
+
+    Raises:
+        InputError: see above.
+    """
+    if target.suffix != ".pt":
+        raise InputError(f"{target}: not a name for weights: give a path that ends in .pt.")
+    if target.is_dir() or (target.exists() and source.exists() and target.samefile(source)):
+        raise InputError(f"{target}: is {'a folder' if target.is_dir() else 'the source itself'}: give another file.")
 
 
 def network_arguments(state: Mapping[str, torch.Tensor], path: str | Path) -> dict[str, Any]:
@@ -122,17 +131,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="whether it was trained with MONAI < 1.5, as the published ones were (default: true)",
     )
     options = parser.parse_args(argv)
-    try:
+
+    def report() -> None:
         arguments = convert(options.source, options.target, legacy_merging=options.legacy_merging)
+        logger.info("wrote %s, weights of SwinUNETR(%s)", options.target, _as_text(arguments))
+        if options.legacy_merging:
+            logger.info("use it with --legacy_merging true")
+
+    return exit_code(report)
+
+
+def exit_code(convert_and_report: Callable[[], None]) -> int:
+    """Run a conversion, log what stops it, and return the exit code of the command, 2 where nothing was written."""
+    try:
+        convert_and_report()
     except (InputError, OSError) as error:
         logger.error("%s", error)
         return 2
     except KeyboardInterrupt:
         logger.error("stopped, nothing was written")
         return 130
-    logger.info("wrote %s, weights of SwinUNETR(%s)", options.target, _as_text(arguments))
-    if options.legacy_merging:
-        logger.info("use it with --legacy_merging true")
     return 0
 
 
@@ -155,7 +173,12 @@ def _network(arguments: Mapping[str, Any], legacy_merging: bool, path: Path, dev
         ) from error
 
 
-def _write(state: Mapping[str, torch.Tensor], target: Path) -> None:
+def write_weights(state: Mapping[str, torch.Tensor], target: Path) -> None:
+    """Write a state dict while no other run writes to its folder.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     try:
         with FolderLock(target.parent, setting="target"):
             save(state, target)

@@ -56,8 +56,8 @@ _SAFE_GLOBALS = [
     (_number, "numpy._core.multiarray.scalar"),
 ]
 # What torch.load and zipfile raise on damaged files and on those of other kinds.
-_DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError, OSError)
-_DAMAGED += (AttributeError, AssertionError, ArithmeticError, MemoryError, struct.error, zipfile.BadZipFile, zlib.error)
+DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError, OSError)
+DAMAGED += (AttributeError, AssertionError, ArithmeticError, MemoryError, struct.error, zipfile.BadZipFile, zlib.error)
 _CHUNK_BYTES = 1 << 20
 _IS_FOLDER = 0x10  # of MS-DOS
 
@@ -117,15 +117,15 @@ def read_file(path: Path) -> Any:
             raise InputError(f"{path}: not a file: give the path of the weights.")
         with path.open("rb") as file, torch.serialization.safe_globals(numbers):
             start = file.read(100)
-            _check_archive(file)
+            check_archive(file)
             return torch.load(file, map_location="cpu", weights_only=True)
     except InputError:
         raise
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise InputError(f"{path}: {_explained(error, start)}") from error
 
 
-def _check_archive(file: BinaryIO) -> None:
+def check_archive(file: BinaryIO) -> None:
     """Check the sizes and checksums of a zip file, which `torch.load` does not; leave other files to it.
 
     Raises:
