@@ -70,3 +70,26 @@ class BoneBandd(MapTransform):
             distance_px = distance_transform_edt((~bone).float())[0]
             near = torch.stack([(distance_px <= limit).float() for limit in self.limits_px])
         return MetaTensor(near, meta=label.meta) if isinstance(label, MetaTensor) else near
+
+
+class BonePixelsd(MapTransform):
+    """Tell bone from background in a published label, whose lower values are not bone.
+
+    Args:
+        keys: keys of the labels.
+        allow_missing_keys: skip keys that the case lacks.
+
+    Shape:
+        Labels of any shape become uint8 of the same: 1 where the value is 255; of a label of 0 and 1 alone, where it
+        is 1.
+
+    >>> BonePixelsd("label")({"label": torch.tensor([0, 254, 255])})["label"].tolist()
+    [0, 0, 1]
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace the labels of a case."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = (d[key] == (255 if (d[key] > 1).any() else 1)).to(torch.uint8)
+        return d
