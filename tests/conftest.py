@@ -10,9 +10,11 @@ import torch
 from monai.bundle import ConfigWorkflow
 
 from scripts.common import threads
+from scripts.ultrabones.prepare import prepare_ultrabones
 from tools import brain_phantom, dixon_phantom
 from tools.label_cohort import make_cohort
 from tools.phantom import write_cohort
+from tools.ultrasound_phantom import write_cohort as write_ultrasound
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -28,6 +30,14 @@ TINY = {
 PAPER = {"rule": "percentile", "features": ["normalized_volume", "sphericity", "eccentricity"], "votes": 2}
 TINY_OF = {
     "solf_filter": {"workers": 0, **PAPER, "epsilon_percent": 20},
+    "ultrabones": {
+        "network_def#blocks": [1, 1, 1, 1],
+        "network_def#features": [4, 4, 4, 8],
+        "network_def#pyramid_channels": 8,
+        "network_def#segmentation_channels": 32,
+        "image_size": 64,
+        "num_workers": 0,
+    },
     "universeg": {"network_def#features": [4, 4], "image_size": 16, "support_size": 2, "num_workers": 0},
 }
 """What makes other bundles than those with a Swin UNETR small."""
@@ -51,6 +61,15 @@ def _two_threads():
 def torso_data(tmp_path_factory):
     """A cohort of four phantoms: two for training, one each for validation and test."""
     return write_cohort(tmp_path_factory.mktemp("torso"), cases=4, seed=3).parent
+
+
+@pytest.fixture(scope="session")
+def ultrasound_data(tmp_path_factory):
+    """Frames of five specimens of four donors, with a datalist; the last specimen is for test."""
+    root = tmp_path_factory.mktemp("ultrasound")
+    write_ultrasound(root, specimens=5, frames=3, size=(82, 96))
+    prepare_ultrabones(root, test=[4])
+    return root
 
 
 @pytest.fixture(scope="session")

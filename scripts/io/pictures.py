@@ -5,9 +5,10 @@ from __future__ import annotations
 import colorsys
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from monai.config import KeysCollection
 from monai.data import MetaTensor
 
 from scripts.common.errors import InputError
@@ -35,16 +36,25 @@ class LoadPictureOrVolumed(LoadVolumed):
     A picture of H rows and W columns becomes (1, W, H, 1). Colours become gray, which is logged once. Of a label map,
     values or palette entries are the class ids; one that holds 0 and 255 alone is taken as 0 and 1, with a warning.
 
+    Args:
+        keys: keys of the images and label maps.
+        keep_255: leave label maps of 0 and 255 as they are.
+        options: as `LoadVolumed`.
+
     Raises:
         InputError: see `read_picture` and `LoadVolumed`.
     """
 
+    def __init__(self, keys: KeysCollection, *, keep_255: bool = False, **options: Any) -> None:
+        super().__init__(keys, **options)
+        self.keep_255 = keep_255
+
     def read_file(self, path: str | Path, *, is_image: bool) -> StoredVolume:
         """Read a file, or a folder as a DICOM series."""
         if is_picture(Path(path)):
-            return read_picture(path, is_label=not is_image)
+            return read_picture(path, is_label=not is_image, keep_255=self.keep_255)
         volume = read_nifti(path, flat=True) if is_nifti(Path(path)) else super().read_file(path, is_image=is_image)
-        return volume if is_image else _binary_of_255(volume, path)
+        return volume if is_image or self.keep_255 else _binary_of_255(volume, path)
 
 
 def read_image(path: str | Path) -> MetaTensor:
@@ -52,12 +62,13 @@ def read_image(path: str | Path) -> MetaTensor:
     return LoadPictureOrVolumed("image").read(path, is_image=True)
 
 
-def read_picture(path: str | Path, *, is_label: bool = False) -> StoredVolume:
+def read_picture(path: str | Path, *, is_label: bool = False, keep_255: bool = False) -> StoredVolume:
     """Read a picture as a volume of one slice.
 
     Args:
         path: of the file.
         is_label: whether its values are class ids, which are not converted.
+        keep_255: see `LoadPictureOrVolumed`.
 
     Shape:
         (H, W) or (H, W, colours) becomes (W, H, 1).
@@ -83,7 +94,7 @@ def read_picture(path: str | Path, *, is_label: bool = False) -> StoredVolume:
             raise InputError(f"{name}: no such file; correct the path.") from error
         raise InputError(f"{name}: cannot be read whole ({printable(error)}); copy or export it again.") from error
     volume = StoredVolume(np.ascontiguousarray(values.T[..., None]), PICTURE_AFFINE.copy())
-    return _binary_of_255(volume, path) if is_label else volume
+    return _binary_of_255(volume, path) if is_label and not keep_255 else volume
 
 
 def _gray_values(picture: PIL.Image.Image, name: str) -> np.ndarray:

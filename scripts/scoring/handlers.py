@@ -102,8 +102,11 @@ class ScoreHandler(CaseHandler):
             table = summary.to_string(index=False, float_format="{:.3f}".format)
             count = "1 case" if len(cases) == 1 else f"{len(cases)} cases"
             logger.info("scored %s, wrote tables to %s\n%s", count, self.output_dir, table)
-        means = summary.iloc[-1]
-        engine.state.metrics.update({name: float(means[name]) for name in self.metrics})
+        engine.state.metrics.update(self.means(summary))
+
+    def means(self, summary: pd.DataFrame) -> dict[str, float]:
+        """Return the metrics of a summary, whose last row holds them."""
+        return {name: float(summary.iloc[-1][name]) for name in self.metrics}
 
 
 class OrganScores(ScoreHandler):

@@ -22,11 +22,12 @@ class BoneBandd(MapTransform):
     Args:
         keys: keys of the labels.
         band_px: largest distance of the band; 3 makes it 7 pixels wide.
-        skeleton_px: largest distance of the second channel, the skeleton.
+        skeleton_px: largest distance of the second channel, the skeleton; None: there is none.
         allow_missing_keys: skip keys that the case lacks.
 
     Shape:
-        Labels (1, H, W), above 0 where there is bone, become (2, H, W), float32 of 0 and 1.
+        Labels (1, H, W) or (1, H, W, Z), above 0 where there is bone, become (2, H, W) or (2, H, W, Z), float32 of 0
+        and 1; of several frames, each by itself.
 
     Raises:
         InputError: a distance is below 0, or the label has another shape.
@@ -45,13 +46,13 @@ class BoneBandd(MapTransform):
         keys: KeysCollection,
         *,
         band_px: float = 3.0,
-        skeleton_px: float = 1.0,
+        skeleton_px: float | None = 1.0,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        if not (band_px >= 0 and skeleton_px >= 0):
+        self.limits_px = (band_px,) if skeleton_px is None else (band_px, skeleton_px)
+        if not all(limit >= 0 for limit in self.limits_px):
             raise InputError(f"band_px is {band_px} and skeleton_px {skeleton_px}: give distances of 0 pixels or more.")
-        self.limits_px = (band_px, skeleton_px)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace the labels of a case."""
@@ -62,14 +63,21 @@ class BoneBandd(MapTransform):
 
     def band(self, label: torch.Tensor) -> torch.Tensor:
         """Return band and skeleton of one label."""
-        if label.ndim != 3 or len(label) != 1:
-            raise InputError(f"the label has shape {tuple(label.shape)}: give (1, H, W).")
+        if label.ndim not in (3, 4) or len(label) != 1:
+            raise InputError(f"the label has shape {tuple(label.shape)}: give (1, H, W) or (1, H, W, Z).")
         bone = torch.as_tensor(label) > 0
-        near = torch.zeros(2, *label.shape[1:])
-        if bone.any():
-            distance_px = distance_transform_edt((~bone).float())[0]
-            near = torch.stack([(distance_px <= limit).float() for limit in self.limits_px])
+        if label.ndim == 4:
+            near = torch.stack([self._near(frame) for frame in bone.unbind(-1)], dim=-1)
+        else:
+            near = self._near(bone)
         return MetaTensor(near, meta=label.meta) if isinstance(label, MetaTensor) else near
+
+    def _near(self, bone: torch.Tensor) -> torch.Tensor:
+        """Return the channels of one frame, (1, H, W)."""
+        if not bone.any():
+            return torch.zeros(len(self.limits_px), *bone.shape[1:])
+        distance_px = distance_transform_edt((~bone).float())[0]
+        return torch.stack([(distance_px <= limit).float() for limit in self.limits_px])
 
 
 class BonePixelsd(MapTransform):

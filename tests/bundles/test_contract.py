@@ -38,9 +38,10 @@ def bundle(request):
 
 
 @pytest.fixture
-def data_of(torso_data, label_data, brain_data, dixon_data):
+def data_of(torso_data, label_data, brain_data, dixon_data, ultrasound_data):
     """A small data set for each bundle."""
     own = {"swin_bob_btcv": torso_data, "swin_bob_brats": brain_data, "universeg": torso_data}
+    own["ultrabones"] = ultrasound_data
     return {**own, "swin_bob_pretrain": dixon_data, "solf_filter": label_data}
 
 
@@ -329,7 +330,7 @@ for name, kind in {workflows!r}.items():
             torch.save(workflow.network_def.state_dict(), "models/model.pt")
         workflow.run()
         workflow.finalize()
-        assert list(pathlib.Path("output").glob("*.nii.gz"))
+        assert [path for path in pathlib.Path("output").iterdir() if path.name.endswith(("_seg.png", ".nii.gz"))]
     elif {trains!r}:
         workflow.run()
 for path in pathlib.Path("configs").glob("*.json"):

@@ -20,6 +20,14 @@ def test_empty_label_gives_an_empty_target():
     assert not BoneBandd("label")({"label": torch.zeros(1, 8, 9)})["label"].any()
 
 
+def test_frames_are_treated_by_themselves_and_the_skeleton_can_be_left_out():
+    label = torch.zeros(1, 9, 9, 2)
+    label[0, 4, 4, 0] = 1
+    band = BoneBandd("label", skeleton_px=None)({"label": label})["label"]
+    assert torch.equal(band[..., 0], BoneBandd("label")({"label": label[..., 0]})["label"][:1])
+    assert not band[..., 1].any()
+
+
 def test_label_of_bone_alone_gives_a_target_of_bone_alone():
     assert BoneBandd("label")({"label": torch.ones(1, 8, 9)})["label"].all()
 
@@ -40,5 +48,5 @@ def test_impossible_distances_are_refused(options):
 
 
 def test_other_shapes_are_refused():
-    with pytest.raises(InputError, match=r"the label has shape \(2, 4, 4\): give \(1, H, W\)"):
+    with pytest.raises(InputError, match=r"the label has shape \(2, 4, 4\): give \(1, H, W\) or \(1, H, W, Z\)"):
         BoneBandd("label")({"label": torch.ones(2, 4, 4)})
