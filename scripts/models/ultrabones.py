@@ -12,7 +12,6 @@ from torch.nn.functional import interpolate, pad
 
 from scripts.common.errors import InputError
 from scripts.models.weight_files import load_state_dict_file
-from scripts.models.weights import check_values, describe_shapes
 
 STRIDE = 32
 _GROUPS = 32
@@ -178,6 +177,8 @@ def load_encoder(encoder: ResNet, path: str | Path) -> None:
     Raises:
         InputError: there is no such file, it cannot be read, or a name, shape or value does not fit.
     """
+    from scripts.models.weights import check_values, describe_shapes  # here: programs that only predict lack ignite
+
     state = {key: value for key, value in load_state_dict_file(path).items() if not key.startswith("fc.")}
     own = encoder.state_dict()
     if (first := state.get("conv1.weight")) is not None and first.ndim == 4 and first.shape[1] == 3:

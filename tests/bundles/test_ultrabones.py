@@ -1,0 +1,155 @@
+"""The whole bundle at small size: training, evaluation and inference on phantoms of B-mode images."""
+
+import json
+import re
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from scripts.common.errors import InputError, root_cause
+from scripts.models.ultrabones import UltraBones
+from tests.conftest import ROOT, TINY_OF, run_bundle
+from tests.scripts.models.tiny_networks import saved, state_of
+
+TINY = TINY_OF["ultrabones"]
+INFER, EVALUATE = ["inference.json"], ["train.json", "evaluate.json"]
+TRAINING = {"max_epochs": 2, "val_interval": 1, "batch_size": 3}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Random weights, by which about half of a frame is bone."""
+    torch.manual_seed(0)
+    sizes = {key.removeprefix("network_def#"): value for key, value in TINY.items() if "network_def" in key}
+    network = UltraBones(**sizes).eval()
+    with torch.no_grad():
+        network.segmentation_head[0].bias -= network(torch.randn(1, 1, 64, 64)).median()
+    return saved(tmp_path_factory.mktemp("weights") / "model.pt", network.state_dict())
+
+
+def run(configs, folder, weights, **settings):
+    given = {"ckpt_path": str(weights), "output_dir": str(folder / "out"), **TINY}
+    run_bundle("ultrabones", configs, **{**given, **{key: str(value) for key, value in settings.items()}})
+    return folder / "out"
+
+
+def test_folder_of_pictures_is_segmented_on_their_own_grid(tmp_path, weights, ultrasound_data):
+    images = next(ultrasound_data.rglob("UltrasoundImages"))
+    out = run(INFER, tmp_path, weights, input=images, pixel_mm="$[0.5, 0.4]")
+    names = sorted(path.stem for path in images.iterdir())
+    table = pd.read_csv(out / "bones.csv", dtype={"case": str})
+    assert table["case"].tolist() == names
+    for name, row in zip(names, table.itertuples(), strict=True):
+        mask = np.asarray(Image.open(out / f"{name}_seg.png"))
+        assert mask.shape == (82, 96)
+        assert set(np.unique(mask)) <= {0, 1}
+        assert row.bone_share == mask.any()
+        assert Image.open(out / f"{name}_preview.png").size == (192, 82)
+    assert table["depth_mm"].dropna().between(0, 41).all()
+
+
+def test_without_the_size_of_a_pixel_lengths_stay_empty(tmp_path, weights, ultrasound_data):
+    out = run(INFER, tmp_path, weights, input=next(ultrasound_data.rglob("UltrasoundImages/*.png")))
+    assert pd.read_csv(out / "bones.csv")[["length_mm", "depth_mm"]].isna().all(axis=None)
+
+
+def test_sweep_as_nifti_is_segmented_frame_by_frame_on_its_grid(tmp_path, weights, ultrasound_data):
+    frames = [np.asarray(Image.open(path)).T for path in sorted(ultrasound_data.rglob("UltrasoundImages/*.png"))[:4]]
+    affine = nib.affines.from_matvec(np.diag([-0.5, -0.4, 3.0]), [5, 6, 7])
+    nib.save(nib.Nifti1Image(np.stack(frames, axis=-1), affine), tmp_path / "sweep.nii.gz")
+    for index, frame in enumerate(frames):
+        Image.fromarray(frame.T).save(tmp_path / f"f{index}.png")
+    out = tmp_path / "elsewhere"
+    run(INFER, tmp_path, weights, input=tmp_path, gif="true", output_dir=out)
+    found = nib.load(out / "sweep_seg.nii.gz")
+    assert found.shape == (96, 82, 4)
+    assert found.get_data_dtype() == np.uint8
+    np.testing.assert_allclose(found.affine, affine)
+    for index in range(4):
+        alone = np.asarray(Image.open(out / f"f{index}_seg.png"))
+        assert np.mean(np.asarray(found.dataobj)[..., index] != alone.T) < 1e-3
+    assert (out / "sweep.gif").is_file()
+    row = pd.read_csv(out / "bones.csv").set_index("case").loc["sweep"]
+    assert row["frames"] == 4
+    assert row["length_mm"] > 0
+
+
+def test_training_is_repeatable_goes_on_and_is_evaluated(tmp_path, ultrasound_data):
+    settings = {**TINY, **TRAINING, "dataset_dir": str(ultrasound_data), "output_dir": str(tmp_path / "runs")}
+    for folder in "ab":
+        run_bundle("ultrabones", ["train.json"], **settings, ckpt_dir=str(tmp_path / folder))
+    one, other = (torch.load(tmp_path / k / "training_state.ckpt", weights_only=True)["network"] for k in "ab")
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    run_bundle("ultrabones", ["train.json"], **{**settings, "max_epochs": 3}, ckpt_dir=str(tmp_path / "b"), resume=True)
+    assert torch.load(tmp_path / "b" / "training_state.ckpt", weights_only=True)["epoch"] == 3
+    split = {"dataset_dir": ultrasound_data, "eval_split": "test", "pixel_mm": "$[0.5, 0.5]"}
+    out = run(EVALUATE, tmp_path, tmp_path / "a" / "model.pt", **split)
+    summary = pd.read_csv(out / "summary.csv")
+    assert summary.groupby("group").size().to_dict() == {"all": 21, "invisible": 21, "visible": 21}
+    assert (summary["n"] == 3).all()
+    assert pd.read_csv(out / "scores.csv")["case"].nunique() == 3
+
+
+def test_label_as_prediction_has_the_best_scores(tmp_path, weights, ultrasound_data, monkeypatch):
+    """What is scored is the label of the file against the prediction on the same grid."""
+    from scripts.ultrabones import scores
+
+    given = scores.label_array
+    monkeypatch.setattr(scores, "label_array", lambda item, key, **more: given(item, "label", **more))
+    split = {"dataset_dir": ultrasound_data, "eval_split": "test", "pixel_mm": "$[0.5, 0.5]"}
+    out = run(EVALUATE, tmp_path, weights, **split)
+    summary = pd.read_csv(out / "summary.csv")
+    assert (summary.loc[summary["group"] == "all", "f1"] == 1).all()
+
+
+WITHOUT = ("pandas", "ignite", "matplotlib", "numba", "highdicom", "openvino", "cc3d", "pyarrow", "jsonschema")
+
+
+def test_what_other_programs_read_needs_few_packages():
+    """MONAI Label, Deploy and FL parse these parts in environments of their own."""
+    config = json.loads((ROOT / "bundles" / "ultrabones" / "configs" / "inference.json").read_text())
+    text = json.dumps([config[key] for key in ("network_def", "preprocessing", "inferer", "postprocessing")])
+    modules = sorted({name.rpartition(".")[0] for name in re.findall(r"scripts(?:\.\w+)+", text)})
+    code = f"import sys; sys.modules.update(dict.fromkeys({WITHOUT})); import {', '.join(modules)}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def message_of(*args, **settings):
+    with pytest.raises(Exception) as caught:  # noqa: PT011 (its cause is checked)
+        run(*args, **settings)
+    cause = root_cause(caught.value)
+    assert isinstance(cause, InputError)
+    return str(cause)
+
+
+def test_weights_of_another_network_are_refused_by_one_message(tmp_path, weights, ultrasound_data):
+    other = saved(tmp_path / "other.pt", state_of())
+    message = message_of(INFER, tmp_path, other, input=next(ultrasound_data.rglob("UltrasoundImages")))
+    assert message.startswith(f"{other}: weights of another network:")
+
+
+def test_frames_brighter_than_white_fail_alone_and_say_why(tmp_path, weights, ultrasound_data):
+    images = tmp_path / "in"
+    images.mkdir()
+    Image.fromarray(np.arange(82 * 96, dtype=np.uint16).reshape(82, 96)).save(images / "deep.png")
+    Image.fromarray(np.arange(82 * 96).reshape(82, 96).astype(np.uint8)).save(images / "shallow.png")
+    with pytest.raises(SystemExit):
+        run(INFER, tmp_path, weights, input=images)
+    failed = pd.read_csv(tmp_path / "out" / "failed.csv")
+    assert failed["case"].tolist() == ["deep"]
+    assert "not 0 to 255: set white to that of the images" in failed["reason"][0]
+    assert (tmp_path / "out" / "shallow_seg.png").is_file()
+
+
+def test_evaluation_without_the_size_of_a_pixel_says_so(tmp_path, weights, ultrasound_data):
+    with pytest.raises(SystemExit):
+        run(EVALUATE, tmp_path, weights, dataset_dir=ultrasound_data, eval_split="test")
+    failed = pd.read_csv(tmp_path / "out" / "failed.csv")
+    assert "pictures do not tell the size of a pixel; set pixel_mm" in failed["reason"][0]
