@@ -152,3 +152,13 @@ def test_transform_is_silent_about_gray_pictures(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         read_picture(picture(tmp_path / "a.png"))
     assert caplog.text == ""
+
+
+def test_label_of_0_and_255_can_be_kept(tmp_path, caplog):
+    values = np.array([[0, 255], [255, 0]], dtype=np.uint8)
+    Image.fromarray(values).save(tmp_path / "label.png")
+    nib.save(nib.Nifti1Image(values[..., None], np.eye(4)), tmp_path / "label.nii.gz")
+    for path in tmp_path.iterdir():
+        label = LoadPictureOrVolumed("label", keep_255=True)({"label": str(path)})["label"]
+        assert label.unique().tolist() == [0, 255]
+    assert caplog.text == ""

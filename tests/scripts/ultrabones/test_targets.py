@@ -3,7 +3,7 @@ import torch
 from monai.data import MetaTensor
 
 from scripts.common.errors import InputError
-from scripts.ultrabones.targets import BoneBandd
+from scripts.ultrabones.targets import BoneBandd, BonePixelsd
 
 
 def test_band_and_skeleton_are_the_pixels_within_their_distances_of_bone():
@@ -50,3 +50,12 @@ def test_impossible_distances_are_refused(options):
 def test_other_shapes_are_refused():
     with pytest.raises(InputError, match=r"the label has shape \(2, 4, 4\): give \(1, H, W\) or \(1, H, W, Z\)"):
         BoneBandd("label")({"label": torch.ones(2, 4, 4)})
+
+
+@pytest.mark.parametrize(
+    ("values", "bone"), [([0, 7, 255], [0, 0, 1]), ([0, 1, 1], [0, 1, 1]), ([0, 200, 0], [0, 0, 0])]
+)
+def test_bone_is_255_or_1_of_a_mask(values, bone):
+    done = BonePixelsd("label")({"label": MetaTensor(torch.tensor(values, dtype=torch.float32))})["label"]
+    assert done.tolist() == bone
+    assert isinstance(done, MetaTensor)
