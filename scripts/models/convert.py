@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ from torch.overrides import TorchFunctionMode
 
 from scripts.common.errors import InputError
 from scripts.common.flags import parse_flag
-from scripts.common.locks import FolderLock
+from scripts.models.conversion import check_target, exit_code, write_weights
 from scripts.models.swin_unetr import is_marker, patch_merging
-from scripts.models.weight_files import load_state_dict_file, save
+from scripts.models.weight_files import load_state_dict_file
 from scripts.models.weights import check_state_dict
 
 logger = logging.getLogger(__name__)
@@ -62,18 +62,6 @@ def convert(source: str | Path, target: str | Path, *, legacy_merging: bool) -> 
         check_state_dict(network, state, source)
     write_weights(state, target)
     return arguments
-
-
-def check_target(source: Path, target: Path) -> None:
-    """Refuse to write weights to a file of another name than `.pt`, to a folder or over the source.
-
-    Raises:
-        InputError: see above.
-    """
-    if target.suffix != ".pt":
-        raise InputError(f"{target}: not a name for weights: give a path that ends in .pt.")
-    if target.is_dir() or (target.exists() and source.exists() and target.samefile(source)):
-        raise InputError(f"{target}: is {'a folder' if target.is_dir() else 'the source itself'}: give another file.")
 
 
 def network_arguments(state: Mapping[str, torch.Tensor], path: str | Path) -> dict[str, Any]:
@@ -141,19 +129,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_code(report)
 
 
-def exit_code(convert_and_report: Callable[[], None]) -> int:
-    """Run a conversion, log what stops it, and return the exit code of the command, 2 where nothing was written."""
-    try:
-        convert_and_report()
-    except (InputError, OSError) as error:
-        logger.error("%s", error)
-        return 2
-    except KeyboardInterrupt:
-        logger.error("stopped, nothing was written")
-        return 130
-    return 0
-
-
 class _ValuesOnCpu(TorchFunctionMode):
     """Keep on the CPU what MONAI and the patch merging read values of while a network is made on the meta device."""
 
@@ -171,20 +146,6 @@ def _network(arguments: Mapping[str, Any], legacy_merging: bool, path: Path, dev
         raise InputError(
             f"{path}: its shapes are those of no SwinUNETR: {_as_text(arguments)} ({why}): give a file of its weights."
         ) from error
-
-
-def write_weights(state: Mapping[str, torch.Tensor], target: Path) -> None:
-    """Write a state dict while no other run writes to its folder.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    try:
-        with FolderLock(target.parent, setting="target"):
-            save(state, target)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{target}: cannot be written ({reason}): free disk space, or give another file.") from error
 
 
 def _depth(state: Mapping[str, torch.Tensor], stage: int) -> int:

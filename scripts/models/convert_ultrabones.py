@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from scripts.models.convert import check_target, exit_code, write_weights
+from scripts.models.conversion import check_target, exit_code, write_weights
 from scripts.models.module_pickle import load_module_file
 from scripts.models.ultrabones import UltraBones
 from scripts.models.weights import check_state_dict
