@@ -42,13 +42,14 @@ def test_folder_of_pictures_is_segmented_on_their_own_grid(tmp_path, weights):
     images = write_pictures(tmp_path / "in", n=2, shape=(33, 45)) / "images"
     colours = np.asarray(Image.open(images / "p1.png").convert("RGB"))
     Image.fromarray(colours).save(images / "p1.png")
-    out = run(INFER, tmp_path, weights, input=images, support=support, entropy="true", ensemble="$2")
+    out = run(INFER, tmp_path, weights, input=images, support=support, entropy="true", masks="true", ensemble="$2")
     for case in ("p0", "p1"):
         labels = np.asarray(Image.open(out / f"{case}_seg.png"))
         assert labels.shape == (33, 45)
         assert set(np.unique(labels)) <= {0, 2, 7}
         assert Image.open(out / f"{case}_entropy.png").size == (45, 33)
         assert (out / f"{case}_preview.png").is_file()
+        assert {path.stem for path in (out / f"{case}_masks").iterdir()} == {"2_class 2", "7_class 7"}
     sizes = pd.read_csv(out / "sizes.csv")
     assert sizes["case"].tolist() == ["p0", "p0", "p1", "p1"]
     assert sizes["class"].tolist() == ["class 2", "class 7"] * 2
