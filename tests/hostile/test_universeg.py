@@ -34,21 +34,26 @@ def frames(path):
     Image.new("L", (8, 8)).save(path, save_all=True, append_images=[Image.new("L", (8, 8), 9)])
 
 
+def not_a_number(path):
+    Image.fromarray(np.full((8, 8), np.nan, np.float32)).save(path)
+
+
+TOO_MANY = "has too many pixels; give a picture of at most 100000000."
 ENTRY = "is a folder, a pipe or a device; give a picture."
 BAD_PICTURES = {
     "empty.png": (lambda path: path.touch(), "not a picture that can be read; save it as PNG."),
     "text.png": (lambda path: path.write_text("no"), "not a picture that can be read; save it as PNG."),
     "short.png": (lambda path: path.write_bytes(png(64, 64, bytes(99))), "cannot be read whole"),
-    "header.png": (lambda path: path.write_bytes(png(9000, 20000, b"")), "has too many pixels; give a picture of at most 100000000."),
-    "bomb.png": (lambda path: path.write_bytes(png(60000, 60000, b"")), "has too many pixels; give a picture of at most 100000000."),
-    "large.png": (lambda path: path.write_bytes(png(11000, 10000, b"")), "has 11000 x 10000 pixels; give a picture of at most"),
+    "header.png": (lambda path: path.write_bytes(png(9000, 20000, b"")), TOO_MANY),
+    "bomb.png": (lambda path: path.write_bytes(png(60000, 60000, b"")), TOO_MANY),
+    "large.png": (lambda path: path.write_bytes(png(11000, 10000, b"")), "has 11000 x 10000 pixels; give"),
     "frames.tif": (frames, "has 2 frames; give one."),
     "folder.png": (lambda path: path.mkdir(), ENTRY),
     "pipe.png": (os.mkfifo, ENTRY),
     "device.png": (lambda path: path.symlink_to("/dev/zero"), ENTRY),
     "link.png": (lambda path: path.symlink_to("none.png"), "no such file"),
     "loop.png": (lambda path: path.symlink_to(path.name), "cannot be read whole"),
-    "float.tif": (lambda path: Image.fromarray(np.full((8, 8), np.nan, np.float32)).save(path), "holds NaN or infinite voxels"),
+    "float.tif": (not_a_number, "holds NaN or infinite voxels"),
 }
 
 
