@@ -19,6 +19,7 @@ from benchmarks.etta.shifts import warped
 from scripts.common.files import write_json
 from scripts.data.transforms import Spacingd
 from scripts.io.loading import LoadVolumed
+from scripts.models.swin_unetr import patch_merging
 from scripts.models.weights import load_weights
 from tools.demo import BTCV, FINE_TUNE, PAIR, REDUCED_NETWORK, REDUCED_TRAINING, run, write_pair
 from tools.phantom import write_cohort
@@ -26,7 +27,14 @@ from tools.phantom import write_cohort
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "demo" / "etta"
 CT = ROOT.parent / "shared" / "data" / "ct_torso"
-ARCHITECTURE = {"in_channels": 1, "out_channels": 14, "feature_size": 12, "depths": (1, 1, 1, 1), "window_size": 4}
+ARCHITECTURE = {
+    "in_channels": 1,
+    "out_channels": 14,
+    "feature_size": 12,
+    "depths": (1, 1, 1, 1),
+    "window_size": 4,
+    "downsample": patch_merging(False),
+}
 UNET = {
     "_target_": "UNet",
     "spatial_dims": 3,
