@@ -98,7 +98,7 @@ def logits_of(network: Callable[..., Any], crop: torch.Tensor) -> torch.Tensor:
 
 
 def verdict(before: PredictionStats, after: PredictionStats, settings: ETTASettings) -> str:
-    """Decide whether an adaptation may be used.
+    """Decide whether adapted weights may be used.
 
     Args:
         before: statistics of the plain prediction.
@@ -108,16 +108,23 @@ def verdict(before: PredictionStats, after: PredictionStats, settings: ETTASetti
     Returns:
         The reason why not; "" if it may.
     """
-    return entropy_verdict(before, after, settings) or _volume_verdict(before, after, settings)
+    least = settings.least_drop("weights")
+    return entropy_verdict(before, after, least) or _volume_verdict(before, after, settings)
 
 
-def entropy_verdict(before: PredictionStats, after: PredictionStats, settings: ETTASettings) -> str:
-    """Return why the entropies refuse an adaptation; "" if they do not. See `verdict`."""
+def entropy_verdict(before: PredictionStats, after: PredictionStats, least: float) -> str:
+    """Return why the entropies refuse an adaptation; "" if they do not.
+
+    Args:
+        before: statistics of the plain prediction.
+        after: statistics of the adapted one on the same windows.
+        least: see `ETTASettings.least_drop`.
+    """
     if not after.mean_entropy < before.mean_entropy:
         return "entropy did not drop"
     drop = 1 - after.foreground_entropy / max(before.foreground_entropy, np.finfo(float).tiny)
-    if not drop >= settings.min_entropy_drop:
-        return f"foreground entropy dropped by {drop:.1%}, need {settings.min_entropy_drop:.1%}"
+    if not drop >= least:
+        return f"foreground entropy dropped by {drop:.1%}, need {least:.1%}"
     return ""
 
 

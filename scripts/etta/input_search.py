@@ -62,7 +62,7 @@ def choose_input(
         result = changed(image, chosen, seen)
         moved = layout.padded(convert_to_tensor(result, track_meta=False))
         after = measure(network, crops(moved, windows, device), settings)
-        reason = entropy_verdict(before, after, settings)
+        reason = entropy_verdict(before, after, settings.least_drop("input"))
     accepted = bool(chosen) and (not reason or not settings.guard)
     return result if accepted else image, Outcome(
         accepted=accepted,
@@ -128,7 +128,7 @@ def _search(
             return measure(network, [lambda i=i: changed(plain_crops[i](), trial, seen) for i in looks], settings)
 
         candidate, found = best_candidate(look, best)
-        reason = entropy_verdict(best, found, settings)
+        reason = entropy_verdict(best, found, settings.least_drop("input"))
         if not reason or not settings.guard:
             chosen[channel], best = candidate, found
         elif score(best, found) <= refused[0]:

@@ -21,6 +21,8 @@ Objective = Callable[..., torch.Tensor]
 CHOICES = {"adapt": Adapt, "optimizer": Optimizer, "keep": Keep, "activation": Activation}
 CHOICES |= {"batch_statistics": Statistics}
 _DEFAULT = "scripts.etta.objectives.mean_entropy"
+LEAST_DROP = {"input": 0.1, "weights": 0.03}
+"""Of the foreground's entropy, by what adapts."""
 MINIMA = {"steps": 0, "lr": 0, "min_entropy_drop": 0, "windows_per_step": 1, "min_voxels": 0, "seed": 0}
 
 
@@ -42,6 +44,7 @@ class ETTASettings:
             the paper, and measures predictions on all of them.
         activation: softmax for exclusive classes, sigmoid for channels that overlap.
         min_entropy_drop: smallest relative drop of the foreground's entropy; below it, the plain prediction is used.
+            None: `LEAST_DROP`.
         volume_band: smallest and largest ratio of the volume of a class after adapting weights to that before.
         min_voxels: added to both volumes before they are compared, so that a few voxels do not matter.
         guard: False accepts every adaptation, to measure the effect of the guard; also "true" or "false".
@@ -63,7 +66,7 @@ class ETTASettings:
     windows_per_step: int | None = 3
     activation: Activation = "softmax"
     batch_statistics: Statistics = "trained"
-    min_entropy_drop: float = 0.03
+    min_entropy_drop: float | None = None
     volume_band: Sequence[float] = (0.25, 4.0)
     min_voxels: int = 100
     guard: bool = True
@@ -79,11 +82,16 @@ class ETTASettings:
         for name, minimum in MINIMA.items():
             value = getattr(self, name)
             is_number = isinstance(value, int | float)  # a setting from the command line may be text
-            if not (name == "windows_per_step" and value is None) and not (is_number and value >= minimum):
+            may_be_none = name in ("windows_per_step", "min_entropy_drop")
+            if not (may_be_none and value is None) and not (is_number and value >= minimum):
                 raise InputError(f"{name} is {value!r}: give {minimum} or more.")
         low, high = self.volume_band
         if not 0 <= low <= 1 <= high:
             raise InputError(f"volume_band is {list(self.volume_band)}: give two ratios, one below 1 and one above.")
+
+    def least_drop(self, adapting: Literal["input", "weights"]) -> float:
+        """Return the smallest drop of the foreground's entropy that is accepted."""
+        return LEAST_DROP[adapting] if self.min_entropy_drop is None else self.min_entropy_drop
 
     @property
     def adapts_weights(self) -> bool:

@@ -39,3 +39,8 @@ def test_guard_is_switched_off_from_the_command_line():
 
 def test_all_windows_per_step_are_none():
     assert ETTASettings(windows_per_step=None).windows_per_step is None
+
+
+def test_smallest_drop_depends_on_what_adapts_unless_it_is_set():
+    assert [ETTASettings().least_drop(kind) for kind in ("input", "weights")] == [0.1, 0.03]
+    assert [ETTASettings(min_entropy_drop=0.2).least_drop(kind) for kind in ("input", "weights")] == [0.2, 0.2]
