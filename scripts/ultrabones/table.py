@@ -10,7 +10,6 @@ import numpy as np
 from ignite.engine import Engine
 from monai.engines.utils import IterationEvents
 
-from scripts.common.names import is_picture
 from scripts.inference.case_handler import case_name, decollated, label_array, source_path
 from scripts.inference.table_handler import TableHandler
 from scripts.ultrabones.frames import frames_of, pixel_size_mm
@@ -46,7 +45,7 @@ class BoneTable(TableHandler):
         for batch_item, output_item in decollated(engine):
             case, source = case_name(batch_item), source_path(batch_item)
             pred = label_array(output_item, self.pred_key, case=case)
-            size_mm = pixel_size_mm(pred, self.pixel_mm, is_picture=is_picture(Path(source)))
+            size_mm = pixel_size_mm(pred, self.pixel_mm, source=source)
             frames = frames_of(pred)
             sizes = [surface_size(frame, size_mm or (math.nan, math.nan)) for frame in frames if frame.any()]
             means = np.mean(sizes, axis=0).tolist() if sizes else [math.nan, math.nan]

@@ -15,6 +15,7 @@ from PIL import Image
 from scripts.common.errors import InputError, root_cause
 from scripts.models.ultrabones import UltraBones
 from tests.conftest import ROOT, TINY_OF, run_bundle
+from tests.scripts.io.dicom_files import region, write_picture
 from tests.scripts.models.tiny_networks import saved, state_of
 
 TINY = TINY_OF["ultrabones"]
@@ -78,6 +79,25 @@ def test_sweep_as_nifti_is_segmented_frame_by_frame_on_its_grid(tmp_path, weight
     row = pd.read_csv(out / "bones.csv").set_index("case").loc["sweep"]
     assert row["frames"] == 4
     assert row["length_mm"] > 0
+
+
+def test_ultrasound_of_dicom_is_segmented_as_its_frames_and_measured_in_mm(tmp_path, weights, ultrasound_data):
+    frames = [np.asarray(Image.open(path)) for path in sorted(ultrasound_data.rglob("UltrasoundImages/*.png"))[:3]]
+    (tmp_path / "in").mkdir()
+    regions = {"SequenceOfUltrasoundRegions": [region(x_cm=0.04, y_cm=0.05)]}
+    write_picture(tmp_path / "in" / "sweep.dcm", np.stack(frames), frames=3, **regions)
+    colours = np.stack([frames[0]] * 3, axis=-1)
+    write_picture(tmp_path / "in" / "one.dcm", colours, "RGB", **regions)
+    Image.fromarray(frames[0]).save(tmp_path / "in" / "plain.png")
+    out = run(INFER, tmp_path, weights, input=tmp_path / "in", gif="true")
+    plain, one = (np.asarray(Image.open(out / f"{name}_seg.png")) for name in ("plain", "one"))
+    np.testing.assert_array_equal(one, plain)
+    sweep = nib.load(out / "sweep_seg.nii.gz")
+    assert np.mean(plain != np.asarray(sweep.dataobj)[..., 0].T) < 1e-3
+    table = pd.read_csv(out / "bones.csv", index_col="case")
+    assert table["frames"].to_dict() == {"one": 1, "plain": 1, "sweep": 3}
+    assert table["depth_mm"].notna().to_dict() == {"one": True, "plain": False, "sweep": True}
+    assert (out / "sweep.gif").is_file()
 
 
 def test_training_is_repeatable_goes_on_and_is_evaluated(tmp_path, ultrasound_data):
