@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from pydicom.errors import InvalidDicomError
-from pydicom.pixels import apply_color_lut, iter_pixels
 
 from scripts.common.errors import InputError
 from scripts.common.names import is_dicom, printable
@@ -72,6 +71,8 @@ def read_dicom_picture(path: str | Path) -> StoredVolume:
         scaling = [float(header.get(tag) or default) for tag, default in (("RescaleSlope", 1), ("RescaleIntercept", 0))]
     except InputError:
         raise
+    except ImportError as error:
+        raise InputError(f"{name}: is DICOM, which needs pydicom 3 and Pillow ({error}); export it as PNG.") from error
     except (*READ_ERRORS, InvalidDicomError) as error:
         raise InputError(f"{name}: cannot be read ({one_line(error)}); copy or export it again, or as PNG.") from error
     height_mm, width_mm = _spacing_mm(header) or (1.0, 1.0)
@@ -96,7 +97,9 @@ def _read_header(path: Path) -> pydicom.Dataset:
 
 
 def _gray_frames(path: str | Path, header: pydicom.Dataset, name: str) -> Iterator[np.ndarray]:
-    from PIL import Image  # here, as programs that import a transform may lack it
+    # here, as programs that import a transform may lack Pillow, or have a pydicom before 3
+    from PIL import Image
+    from pydicom.pixels import apply_color_lut, iter_pixels
 
     kind = header.PhotometricInterpretation
     inverted = -1 if header.PixelRepresentation else 2**header.BitsStored - 1
