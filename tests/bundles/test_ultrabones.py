@@ -14,9 +14,11 @@ from PIL import Image
 
 from scripts.common.errors import InputError, root_cause
 from scripts.models.ultrabones import UltraBones
+from scripts.ultrabones.tracking import read_tracking, rigid, surface_points_mm
 from tests.conftest import ROOT, TINY_OF, run_bundle
 from tests.scripts.io.dicom_files import region, write_picture
 from tests.scripts.models.tiny_networks import saved, state_of
+from tools.ultrasound_sweep import CALIBRATION, write_sweep
 
 TINY = TINY_OF["ultrabones"]
 INFER, EVALUATE = ["inference.json"], ["train.json", "evaluate.json"]
@@ -98,6 +100,20 @@ def test_ultrasound_of_dicom_is_segmented_as_its_frames_and_measured_in_mm(tmp_p
     assert table["frames"].to_dict() == {"one": 1, "plain": 1, "sweep": 3}
     assert table["depth_mm"].notna().to_dict() == {"one": True, "plain": False, "sweep": True}
     assert (out / "sweep.gif").is_file()
+
+
+def test_tracked_sweep_becomes_points_in_mm(tmp_path, weights):
+    """Of random weights: the points are those of the masks that are written."""
+    write_sweep(tmp_path, frames=3, size=(82, 96))
+    settings = {"pixel_mm": "$[0.5, 0.5]", "calibration": f"${list(CALIBRATION)}", "poses": tmp_path / "tracking.csv"}
+    out = run(INFER, tmp_path, weights, input=tmp_path / "images", **settings)
+    expected = []
+    for name, pose in read_tracking(tmp_path / "tracking.csv").items():
+        mask = np.asarray(Image.open(out / f"{name}_seg.png"))
+        expected.append(surface_points_mm(mask, (0.5, 0.5), pose @ rigid(CALIBRATION)))
+    points = np.frombuffer((out / "sweep.ply").read_bytes().partition(b"end_header\n")[2], "<f4").reshape(-1, 3)
+    np.testing.assert_allclose(points, np.concatenate(expected), atol=1e-4)
+    assert (out / "sweep.png").is_file()
 
 
 def test_training_is_repeatable_goes_on_and_is_evaluated(tmp_path, ultrasound_data):
