@@ -1,6 +1,7 @@
 """The whole bundle at small size: training, evaluation and inference on phantoms of B-mode images."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -130,6 +131,38 @@ def test_training_is_repeatable_goes_on_and_is_evaluated(tmp_path, ultrasound_da
     assert summary.groupby("group").size().to_dict() == {"all": 21, "invisible": 21, "visible": 21}
     assert (summary["n"] == 3).all()
     assert pd.read_csv(out / "scores.csv")["case"].nunique() == 3
+
+
+TWO_RANKS = """
+import json, sys, torch
+from monai.bundle import ConfigWorkflow
+configs, settings, out = json.loads(sys.argv[1])
+workflow = ConfigWorkflow(configs, workflow_type="train", logging_file=False, **settings)
+workflow.initialize()
+workflow.run()
+network, metrics = workflow.parser.get_parsed_content("network"), workflow.evaluator.state.metrics
+rank = torch.distributed.get_rank()
+torch.save([network.module.state_dict(), float(metrics["val_mean_dice"])], f"{out}/rank{rank}.pt")
+workflow.finalize()
+"""
+
+
+def test_two_ranks_validate_and_save_one_network_on_the_whole_set(ultrasound_data, tmp_path):
+    folder = ROOT / "bundles" / "ultrabones"
+    given = {**TINY, **TRAINING, "bundle_root": str(folder), "dataset_dir": str(ultrasound_data)}
+    settings = {**given, "output_dir": str(tmp_path / "runs"), "ckpt_dir": str(tmp_path / "models")}
+    configs = [str(folder / "configs" / name) for name in ("train.json", "multi_gpu_train.json")]
+    (tmp_path / "two_ranks.py").write_text(TWO_RANKS)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    arguments = [str(tmp_path / "two_ranks.py"), json.dumps([configs, settings, str(tmp_path)])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*launch, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (one, dice), (other, same_dice) = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    assert dice == same_dice
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    saved_state = torch.load(tmp_path / "models" / "training_state.ckpt", weights_only=True)["network"]
+    assert all(torch.equal(one[key], saved_state[key]) for key in one)
 
 
 def test_label_as_prediction_has_the_best_scores(tmp_path, weights, ultrasound_data, monkeypatch):
