@@ -14,6 +14,7 @@ from monai.engines.utils import IterationEvents
 from scripts.common.errors import InputError
 from scripts.inference.case_handler import case_name, decollated, label_array, source_path
 from scripts.inference.table_handler import TableHandler
+from scripts.io.pictures import read_image
 from scripts.ultrabones.frames import frames_of, pixel_size_mm
 
 MIN_SHARE = 0.05
@@ -49,7 +50,7 @@ class BoneTable(TableHandler):
         """Measure the cases of one iteration and rewrite the table."""
         for batch_item, output_item in decollated(engine):
             case, source = case_name(batch_item), source_path(batch_item)
-            check_ultrasound(batch_item["image"], case)
+            check_ultrasound(read_image(source), case)
             pred = label_array(output_item, self.pred_key, case=case)
             size_mm = pixel_size_mm(pred, self.pixel_mm, source=source)
             frames = frames_of(pred)
@@ -75,8 +76,8 @@ def check_ultrasound(image: torch.Tensor, case: str) -> None:
     apart = (image - image.median()).abs() > 0.02 * (image.max() - image.min())
     if (share := float(apart.float().mean())) < MIN_SHARE:
         raise InputError(
-            f"{case}: all but {share:.1%} of its pixels have one intensity: it shows text or lines, no ultrasound; leave "
-            "out what was segmented there."
+            f"{case}: all but {share:.1%} of its pixels have one intensity: it shows text or lines, no ultrasound; "
+            "leave out what was segmented there."
         )
 
 
