@@ -1,4 +1,4 @@
-"""Pictures (PNG, JPEG and the like, DICOM) and flat NIfTI files, read as volumes, and label maps as PNG."""
+"""Pictures (PNG, JPEG and the like, DICOM), videos and flat NIfTI files, read as volumes, and label maps as PNG."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from monai.data import MetaTensor
 from scripts.common.errors import InputError
 from scripts.common.files import atomic_path
 from scripts.common.label_maps import as_label_array, renumber
-from scripts.common.names import is_dicom, is_nifti, is_picture, printable
+from scripts.common.names import is_dicom, is_nifti, is_picture, is_video, printable
 from scripts.io.colours import to_gray
 from scripts.io.dicom_pictures import pixel_spacing_mm, read_dicom_picture
 from scripts.io.loading import LoadVolumed
 from scripts.io.nifti import StoredVolume, read_nifti
+from scripts.io.video import read_video
 from scripts.io.writing import SaveLabelMapd
 
 if TYPE_CHECKING:
@@ -33,9 +34,9 @@ logger = logging.getLogger(__name__)
 class LoadPictureOrVolumed(LoadVolumed):
     """Read pictures and flat NIfTI files as volumes of one slice, and volumes as `LoadVolumed`; see there.
 
-    A picture of H rows and W columns becomes (1, W, H, 1), a DICOM file of Z frames (1, W, H, Z). Colours become gray,
-    which is logged once. Of a label map, values or palette entries are the class ids; one that holds 0 and 255 alone is
-    taken as 0 and 1, with a warning.
+    A picture of H rows and W columns becomes (1, W, H, 1), a video or DICOM file of Z frames (1, W, H, Z). Colours
+    become gray, which is logged once. Of a label map, values or palette entries are the class ids; one that holds 0 and
+    255 alone is taken as 0 and 1, with a warning.
 
     Args:
         keys: keys of the images and label maps.
@@ -51,9 +52,11 @@ class LoadPictureOrVolumed(LoadVolumed):
         self.keep_255 = keep_255
 
     def read_file(self, path: str | Path, *, is_image: bool) -> StoredVolume:
-        """Read a file, a DICOM file as `read_dicom_picture`, or a folder as a DICOM series."""
+        """Read a file, or a folder as a DICOM series."""
         if is_picture(Path(path)):
             return read_picture(path, is_label=not is_image, keep_255=self.keep_255)
+        if is_image and is_video(Path(path)):
+            return StoredVolume(read_video(path), PICTURE_AFFINE.copy())
         if is_image and is_dicom(Path(path)):
             return read_dicom_picture(path)
         volume = read_nifti(path, flat=True) if is_nifti(Path(path)) else super().read_file(path, is_image=is_image)
@@ -66,9 +69,9 @@ def read_image(path: str | Path) -> MetaTensor:
 
 
 def tells_pixel_size(path: str | Path) -> bool:
-    """Return whether a file or folder that can be read tells the size of a pixel, as pictures such as PNG do not."""
+    """Return whether a file or folder that can be read tells the size of a pixel, as PNG or videos do not."""
     path = Path(path)
-    return not is_picture(path) and (not is_dicom(path) or pixel_spacing_mm(path) is not None)
+    return not is_picture(path) and not is_video(path) and (not is_dicom(path) or pixel_spacing_mm(path) is not None)
 
 
 def read_picture(path: str | Path, *, is_label: bool = False, keep_255: bool = False) -> StoredVolume:

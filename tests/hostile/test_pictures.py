@@ -60,6 +60,7 @@ BAD = {
     "empty.jpg": (lambda path: path.touch(), "not a picture that can be read; save it as PNG"),
     "cut.png": (lambda path: (Image.fromarray(frame()).save(path), damage(path, 2000)), "cannot be read whole"),
     "link.png": (lambda path: path.symlink_to("none.png"), "no such file"),
+    "words.mp4": (lambda path: path.write_text("not a video"), "convert it to MP4 or to pictures"),
     "cut.dcm": (lambda path: dicom(path, cut=-100), "copy or export it again, or as PNG"),
     "deep.dcm": (lambda path: dicom(path, frame().astype(np.uint16) * 16), "set white to that of the images"),
 }
