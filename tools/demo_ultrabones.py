@@ -1,7 +1,7 @@
 """The demonstration of ultrabones: `python -m tools.demo_ultrabones`, or `make demo BUNDLE=ultrabones`.
 
-Trains a reduced network on B-mode images computed from outlines of bone, scores it on specimens whose donors the
-training never saw, and segments their frames. With `--input`, also real images. Leaves
+Trains a reduced network on B-mode images computed from outlines of bone, scores it on specimens whose donor the
+training never saw, and finds the bone of a tracked sweep in 3-D. With `--input`, it also segments real images. Leaves
 `demo/ultrabones_demo/index.html`.
 """
 
@@ -13,11 +13,13 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from tools import demo
 from tools.demo_page import Step, write_page
 from tools.ultrasound_phantom import FIELD_MM
+from tools.ultrasound_sweep import CALIBRATION, write_sweep
 
 BUNDLE = demo.BUNDLES / "ultrabones"
 SPECIMENS, FRAMES, SIZE = 8, 30, (205, 240)
@@ -40,11 +42,13 @@ TRAINING = {
 }
 PIXEL_MM = [FIELD_MM[0] / SIZE[0], FIELD_MM[1] / SIZE[1]]
 SHOWN_MM = (0.5, 1.0, 2.0)
+SWEEP_FRAMES = 40
 
 
-def prepare(out: Path) -> Step:
+def prepare(out: Path, *, seed: int = 0) -> Step:
     """Write phantoms in the published folders, and their datalist."""
     made = ["-m", "tools.ultrasound_phantom", str(out / "data"), "--specimens", str(SPECIMENS), "--frames", str(FRAMES)]
+    made += ["--seed", str(seed)]
     listed = ["-m", "scripts.prepare_ultrabones", str(out / "data"), "--test", "2"]
     commands = [demo.execute(words, demo.ROOT) for words in (made, listed)]
     text = f"{SPECIMENS} specimens of {FRAMES} frames, each computed from the outline of a bone: a bright surface, its "
@@ -52,10 +56,11 @@ def prepare(out: Path) -> Step:
     return Step("Phantoms of B-mode images", text, commands)
 
 
-def train_and_score(out: Path) -> Step:
+def train_and_score(out: Path, *, seed: int = 0) -> Step:
     """Train the reduced network, and score the specimens for test."""
     folders = {"dataset_dir": str(out / "data"), "ckpt_dir": str(out / "models")}
-    commands = [demo.run(BUNDLE, {**REDUCED, **TRAINING, **folders, "output_dir": str(out / "runs")}, "train.json")]
+    training = {**REDUCED, **TRAINING, **folders, "seed": seed, "output_dir": str(out / "runs")}
+    commands = [demo.run(BUNDLE, training, "train.json")]
     scoring = {"eval_split": "test", "pixel_mm": PIXEL_MM, "output_dir": str(out / "eval")}
     commands.append(demo.run(BUNDLE, {**REDUCED, **folders, **scoring}, "train.json", "evaluate.json"))
     summary = pd.read_csv(out / "eval" / "summary.csv")
@@ -67,12 +72,34 @@ def train_and_score(out: Path) -> Step:
     return Step("Training and scores", text, commands, pictures, table=table.set_index("group"))
 
 
-def segment(out: Path, images: Path, title: str, text: str) -> Step:
-    """Segment images; of real ones, the size of a pixel is not known."""
-    settings = {"input": str(images), "ckpt_path": str(out.parent / "models" / "model.pt"), "output_dir": str(out)}
+def sweep(out: Path, *, seed: int = 0) -> Step:
+    """Segment a tracked sweep whose surface is known, and measure how far from it the points of bone are."""
+    bone = write_sweep(out / "sweep", frames=SWEEP_FRAMES, size=SIZE, seed=seed)
+    settings = {"input": str(out / "sweep" / "images"), "poses": str(out / "sweep" / "tracking.csv"), "gif": True}
+    settings |= {"calibration": list(CALIBRATION), "pixel_mm": PIXEL_MM, "output_dir": str(out / "sweep_segmented")}
+    command = demo.run(BUNDLE, {**REDUCED, **settings, "ckpt_path": str(out / "models" / "model.pt")}, "inference.json")
+    distances_mm = bone.distances_mm(read_points(out / "sweep_segmented" / "sweep.ply"))
+    table = pd.DataFrame({"points": [len(distances_mm)], "mean_mm": [distances_mm.mean()]})
+    table["p95_mm"], table["largest_mm"] = np.percentile(distances_mm, [95, 100])
+    text = (
+        f"{SWEEP_FRAMES} frames over a bone that the training never saw, with the poses of the probe. The points are "
+    )
+    text += f"{distances_mm.mean():.2f} mm from its true surface on average; a pixel is {PIXEL_MM[0]:.2f} mm."
+    return Step("A tracked sweep in 3-D", text, [command], [out / "sweep_segmented" / "sweep.png"], table=table)
+
+
+def read_points(path: Path) -> np.ndarray:
+    """Read the points, (N, 3), of a PLY file that the bundle wrote."""
+    return np.frombuffer(path.read_bytes().partition(b"end_header\n")[2], "<f4").reshape(-1, 3)
+
+
+def segment(out: Path, images: Path) -> Step:
+    """Segment real images."""
+    settings = {"input": str(images), "output_dir": str(out / "real"), "ckpt_path": str(out / "models" / "model.pt")}
     command = demo.run(BUNDLE, {**REDUCED, **settings}, "inference.json")
-    table = pd.read_csv(out / "bones.csv", dtype={"case": str}).set_index("case")
-    return Step(title, text, [command], sorted(out.glob("*_preview.png")), table=table)
+    table = pd.read_csv(out / "real" / "bones.csv", dtype={"case": str}).set_index("case")
+    text = "The network was trained on phantoms alone: look, do not measure."
+    return Step("Real images", text, [command], sorted((out / "real").glob("*_preview.png")), table=table)
 
 
 def main() -> int:
@@ -85,10 +112,8 @@ def main() -> int:
     out = options.out.resolve()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     shutil.rmtree(out, ignore_errors=True)
-    steps = [step(out) for step in (prepare, train_and_score)]
-    if options.input:
-        text = "Images that are not phantoms. The network was trained on phantoms alone: do not measure by it."
-        steps.append(segment(out / "real", options.input.resolve(), "Real images", text))
+    steps = [step(out) for step in (prepare, train_and_score, sweep)]
+    steps += [segment(out, options.input.resolve())] if options.input else []
     write_page(out / "index.html", steps, title="Bone surfaces in ultrasound, on phantoms")
     logging.getLogger("demo").info("open %s", out / "index.html")
     return 0

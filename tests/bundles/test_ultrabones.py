@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from scipy.spatial.distance import cdist
 
 from scripts.common.errors import InputError, root_cause
 from scripts.models.ultrabones import UltraBones
@@ -175,6 +177,26 @@ def test_label_as_prediction_has_the_best_scores(tmp_path, weights, ultrasound_d
     out = run(EVALUATE, tmp_path, weights, **split)
     summary = pd.read_csv(out / "summary.csv")
     assert (summary.loc[summary["group"] == "all", "f1"] == 1).all()
+
+
+def test_scores_are_those_of_the_files_by_all_pairs_of_pixels(tmp_path, weights, ultrasound_data):
+    """Of random weights, in mm of pixels that are not square, on the grid of the label's file."""
+    split = {"dataset_dir": ultrasound_data, "eval_split": "test", "pixel_mm": "$[0.5, 0.4]"}
+    out = run(EVALUATE, tmp_path, weights, **split)
+    scores = pd.read_csv(out / "scores.csv")
+    items = json.loads((ultrasound_data / "dataset_0.json").read_text())["test"]
+    assert scores["case"].nunique() == len(items)
+    for row in scores[(scores["tolerance_mm"] == 1.0) & (scores["empty"].isna())].itertuples():
+        (item,) = [item for item in items if Path(item["image"]).stem == row.case.rpartition("_")[2]]
+        image, label = (np.asarray(Image.open(ultrasound_data / item[key])) for key in ("image", "label"))
+        seen = {"all": image >= 0, "visible": image >= 107, "invisible": image < 107}[row.group]
+        found = (np.asarray(Image.open(out / f"{row.case}_seg.png")) > 0) & seen
+        near = cdist(np.argwhere(found) * [0.5, 0.4], np.argwhere((label == 255) & seen) * [0.5, 0.4])
+        precision, recall = np.mean(near.min(1) <= 1), np.mean(near.min(0) <= 1)
+        assert (row.precision, row.recall) == pytest.approx((precision, recall), abs=1e-5)
+        assert row.f1 == pytest.approx(2 * precision * recall / max(precision + recall, 1e-9), abs=1e-5)
+        chamfer = row.pred_to_label_mm, row.label_to_pred_mm
+        assert chamfer == pytest.approx((near.min(1).mean(), near.min(0).mean()), abs=1e-4)
 
 
 WITHOUT = ("pandas", "ignite", "matplotlib", "numba", "highdicom", "openvino", "cc3d", "pyarrow", "jsonschema")
