@@ -68,14 +68,14 @@ def train_and_score(out: Path, *, seed: int = 0) -> Step:
     f1 = summary.query("group == 'all' and tolerance_mm.round(1) == 1")["f1"].iloc[0]
     text = f"F1 at 1 mm is {f1:.3f} on the donor that the training never saw. Red is the outline of what was found, "
     text += "green that of the label."
-    pictures = sorted((out / "eval").glob("*_preview.png"))[:3]
+    pictures = sorted((out / "eval").glob("*_preview.png"))[:4]
     return Step("Training and scores", text, commands, pictures, table=table.set_index("group"))
 
 
 def sweep(out: Path, *, seed: int = 0) -> Step:
     """Segment a tracked sweep whose surface is known, and measure how far from it the points of bone are."""
     bone = write_sweep(out / "sweep", frames=SWEEP_FRAMES, size=SIZE, seed=seed)
-    settings = {"input": str(out / "sweep" / "images"), "poses": str(out / "sweep" / "tracking.csv"), "gif": True}
+    settings = {"input": str(out / "sweep" / "images"), "poses": str(out / "sweep" / "tracking.csv")}
     settings |= {"calibration": list(CALIBRATION), "pixel_mm": PIXEL_MM, "output_dir": str(out / "sweep_segmented")}
     command = demo.run(BUNDLE, {**REDUCED, **settings, "ckpt_path": str(out / "models" / "model.pt")}, "inference.json")
     distances_mm = bone.distances_mm(read_points(out / "sweep_segmented" / "sweep.ply"))

@@ -80,7 +80,7 @@ def test_sweep_as_nifti_is_segmented_frame_by_frame_on_its_grid(tmp_path, weight
     for index in range(4):
         alone = np.asarray(Image.open(out / f"f{index}_seg.png"))
         assert np.mean(np.asarray(found.dataobj)[..., index] != alone.T) < 1e-3
-    assert (out / "sweep.gif").is_file()
+    assert [path.name for path in out.glob("*.gif")] == ["sweep.gif"]
     row = pd.read_csv(out / "bones.csv").set_index("case").loc["sweep"]
     assert row["frames"] == 4
     assert row["length_mm"] > 0
