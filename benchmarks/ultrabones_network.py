@@ -43,7 +43,6 @@ def main() -> int:
         {
             "network": name,
             "parameters": sum(p.numel() for p in network.parameters()),
-            "frames_per_cpu_second": BATCH / medians[name],
             "time_ratio": medians[name] / medians["FlexibleUNet"],
         }
         for name, network in networks.items()
