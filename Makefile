@@ -15,6 +15,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 1073741824
 help:
 	@echo "make demo     train, evaluate and segment on phantoms; INPUT=image LABEL=label for your own pair"
 	@echo "               BUNDLE=universeg shows segmentation by example"
+	@echo "               BUNDLE=ultrabones shows bone surfaces in ultrasound; INPUT=folder segments your own images"
 	@echo "make test     run the tests"
 	@echo "make test-hostile  run the long tests of bad inputs, full disks and killed runs"
 	@echo "make test-clients  run the tests in MONAI Label, MONAI Deploy and MONAI FL, in environments of their own"

@@ -132,13 +132,14 @@ def write_cohort(
         for frame in range(frames):
             outline = random_outline(size[1], generator, bow_mm=bow_mm, empty=generator.random() < EMPTY_SHARE)
             timestamp = f"{100000 + 50 * frame}"
-            _write(render(outline, size[0], generator), record / "UltrasoundImages" / f"{timestamp}.png")
-            _write(draw_label(outline, size[0]), record / labels / f"{timestamp}{suffix}.png")
+            write_gray(render(outline, size[0], generator), record / "UltrasoundImages" / f"{timestamp}.png")
+            write_gray(draw_label(outline, size[0]), record / labels / f"{timestamp}{suffix}.png")
         folders.append(record)
     return folders
 
 
-def _write(pixels: np.ndarray, path: Path) -> None:
+def write_gray(pixels: np.ndarray, path: Path) -> None:
+    """Write a gray picture, (H, W), as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         Image.fromarray(pixels).save(temporary, format="PNG")

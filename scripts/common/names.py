@@ -15,6 +15,7 @@ from pathlib import Path
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".wmv", ".mpg", ".mpeg")
 DICOM_INDEX = "DICOMDIR"
 """File that lists the series of a CD."""
 MAX_NAME_BYTES = 200
@@ -32,6 +33,11 @@ def is_nifti(path: Path) -> bool:
 def is_picture(path: Path) -> bool:
     """Return whether a file is a picture by its name, such as PNG; hidden files are not."""
     return path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")
+
+
+def is_video(path: Path) -> bool:
+    """Return whether a file is a video by its name; hidden files are not."""
+    return path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
 
 
 def is_dicom(path: Path) -> bool:

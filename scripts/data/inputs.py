@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from scripts.common.errors import InputError
-from scripts.common.names import is_dicom, is_nifti, is_picture, printable, unique_names
+from scripts.common.names import VIDEO_SUFFIXES, is_dicom, is_nifti, is_picture, is_video, printable, unique_names
 from scripts.data.case_checks import image_files
 from scripts.data.datalist import load_datalist
+from scripts.io.dicom_pictures import is_dicom_picture
 
 Case = dict[str, Any]
 MAX_DATALIST_BYTES = 1 << 28
 """About a million cases."""
 _LISTED_NAMES = 5
+_SUFFIX = re.compile(rf"({'|'.join(map(re.escape, ('.dcm', *VIDEO_SUFFIXES)))})$", re.IGNORECASE)
 logger = logging.getLogger(__name__)
 
 
@@ -82,6 +85,8 @@ def list_cases(
 def find_images(path: Path) -> list[Case]:
     """Find pictures, and volumes as `find_volumes`; of a folder that holds both, all of them.
 
+    Videos are pictures, too, and DICOM files that have no place in the patient, such as ultrasound.
+
     Args:
         path: of a file or folder.
 
@@ -93,6 +98,8 @@ def find_images(path: Path) -> list[Case]:
     """
     entries = sorted(path.iterdir()) if path.is_dir() else [path]
     pictures = [{"image": str(file), "case": str(file)} for file in entries if is_picture(file)]
+    others = [file for file in entries if not file.name.startswith(".") and (is_video(file) or is_dicom_picture(file))]
+    pictures += [{"image": str(file), "case": _SUFFIX.sub("", str(file))} for file in others]
     path.stat()  # a picture that is missing is one of a wrong path
     return pictures + ([] if pictures and not any(map(is_nifti, entries)) else find_volumes(path))
 

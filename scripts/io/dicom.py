@@ -29,8 +29,8 @@ _OPTIONAL = ("NumberOfFrames", "PhotometricInterpretation", "Modality", "SliceTh
 _TAGS = [*_LENGTHS, *_OPTIONAL, "SeriesInstanceUID", "FrameOfReferenceUID", "RescaleSlope", "RescaleIntercept"]
 _PIXEL_TAGS = ("PixelData", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel")
 _CONVERT = "convert the series to NIfTI, for example with dcm2niix"
-_READ_ERRORS = (OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
-_READ_ERRORS += (MemoryError, struct.error, BytesLengthException)
+READ_ERRORS = (OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+READ_ERRORS += (MemoryError, struct.error, BytesLengthException)
 
 
 def read_dicom_series(folder: Path) -> StoredVolume:
@@ -121,13 +121,13 @@ def parse_slice(content: bytes, name: str, *, tags: Sequence[str] = ()) -> pydic
         InputError: it is damaged, or deflated as a whole.
     """
     try:
-        _refuse_deflated(BytesIO(content))
+        refuse_deflated(BytesIO(content))
         dataset = pydicom.dcmread(BytesIO(content), specific_tags=[*_TAGS, *_PIXEL_TAGS, *tags])
         list(dataset)
     except InvalidDicomError:
         return None
-    except _READ_ERRORS as error:
-        raise InputError(f"{name}: cannot be read ({_one_line(error)}); copy or export the series again.") from error
+    except READ_ERRORS as error:
+        raise InputError(f"{name}: cannot be read ({one_line(error)}); copy or export the series again.") from error
     dataset.filename = name
     return dataset
 
@@ -144,7 +144,7 @@ def _read_header(path: Path) -> pydicom.Dataset | None:
         if not path.is_file() or path.stat().st_size == 0:
             raise ValueError("it is empty, a broken link or no file")
         with path.open("rb") as file:
-            _refuse_deflated(file)
+            refuse_deflated(file)
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
         list(header)  # converts the elements: pydicom raises errors of invalid ones when they are used
         return header
@@ -152,12 +152,12 @@ def _read_header(path: Path) -> pydicom.Dataset | None:
         if path.suffix.lower() not in (".dcm", ".ima"):
             return None
         raise InputError(f"{printable(path)}: is not a DICOM file; copy or export the series again.") from error
-    except _READ_ERRORS as error:
-        why = _one_line(error)
+    except READ_ERRORS as error:
+        why = one_line(error)
         raise InputError(f"{printable(path)}: cannot be read ({why}); copy or export the series again.") from error
 
 
-def _refuse_deflated(file: BinaryIO) -> None:
+def refuse_deflated(file: BinaryIO) -> None:
     """Raise ValueError if a file is compressed as a whole: pydicom inflates it before the size is known."""
     read_preamble(file, force=False)
     meta = read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, *_: tag.group != 2)
@@ -274,16 +274,16 @@ def _read_pixels(header: pydicom.Dataset) -> np.ndarray:
         pixels = dataset.pixel_array
         if pixels.shape != (header.Rows, header.Columns):
             raise ValueError(f"they have shape {pixels.shape}")
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         raise InputError(
-            f"{_file(header)}: its pixels cannot be decoded ({_one_line(error)}); copy or export the series again, or "
+            f"{_file(header)}: its pixels cannot be decoded ({one_line(error)}); copy or export the series again, or "
             f"{_CONVERT}."
         ) from error
     slope, intercept = header.get("RescaleSlope"), header.get("RescaleIntercept")
     return pixels * float(1 if slope is None else slope) + float(intercept or 0)
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """Return the beginning of a message, which may be long, without line breaks."""
     text = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
     return printable(text if len(text) <= 200 else f"{text[:200]} ...")

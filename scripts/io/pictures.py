@@ -1,4 +1,4 @@
-"""Pictures (PNG, JPEG and the like) and flat NIfTI files, read as volumes of one slice, and label maps as PNG."""
+"""Pictures (PNG, JPEG and the like, DICOM), videos and flat NIfTI files, read as volumes, and label maps as PNG."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from monai.data import MetaTensor
 from scripts.common.errors import InputError
 from scripts.common.files import atomic_path
 from scripts.common.label_maps import as_label_array, renumber
-from scripts.common.names import is_nifti, is_picture, printable
+from scripts.common.names import is_dicom, is_nifti, is_picture, is_video, printable
+from scripts.io.colours import to_gray
+from scripts.io.dicom_pictures import pixel_spacing_mm, read_dicom_picture
 from scripts.io.loading import LoadVolumed
 from scripts.io.nifti import StoredVolume, read_nifti
+from scripts.io.video import read_video
 from scripts.io.writing import SaveLabelMapd
 
 if TYPE_CHECKING:
@@ -27,16 +30,15 @@ MAX_PIXELS = 100_000_000
 AT_MOST = f"give a picture of at most {MAX_PIXELS}"
 PICTURE_AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
 """Columns run to the patient's left, rows to the back, as radiologists see a slice; a pixel is taken as 1 x 1 mm."""
-_COLOUR_MODES = ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV", "RGBX", "RGBa")
-_said: set[str] = set()
 logger = logging.getLogger(__name__)
 
 
 class LoadPictureOrVolumed(LoadVolumed):
     """Read pictures and flat NIfTI files as volumes of one slice, and volumes as `LoadVolumed`; see there.
 
-    A picture of H rows and W columns becomes (1, W, H, 1). Colours become gray, which is logged once. Of a label map,
-    values or palette entries are the class ids; one that holds 0 and 255 alone is taken as 0 and 1, with a warning.
+    A picture of H rows and W columns becomes (1, W, H, 1), a video or DICOM file of Z frames (1, W, H, Z). Colours
+    become gray, which is logged once. Of a label map, values or palette entries are the class ids; one that holds 0 and
+    255 alone is taken as 0 and 1, with a warning.
 
     Args:
         keys: keys of the images and label maps.
@@ -55,6 +57,10 @@ class LoadPictureOrVolumed(LoadVolumed):
         """Read a file, or a folder as a DICOM series."""
         if is_picture(Path(path)):
             return read_picture(path, is_label=not is_image, keep_255=self.keep_255)
+        if is_image and is_video(Path(path)):
+            return StoredVolume(read_video(path), PICTURE_AFFINE.copy())
+        if is_image and is_dicom(Path(path)):
+            return read_dicom_picture(path)
         volume = read_nifti(path, flat=True) if is_nifti(Path(path)) else super().read_file(path, is_image=is_image)
         return volume if is_image or self.keep_255 else _binary_of_255(volume, path)
 
@@ -62,6 +68,12 @@ class LoadPictureOrVolumed(LoadVolumed):
 def read_image(path: str | Path) -> MetaTensor:
     """Read an image as `LoadPictureOrVolumed`: (1, X, Y, Z)."""
     return LoadPictureOrVolumed("image").read(path, is_image=True)
+
+
+def tells_pixel_size(path: str | Path) -> bool:
+    """Return whether a file or folder that can be read tells the size of a pixel, as PNG or videos do not."""
+    path = Path(path)
+    return not is_picture(path) and not is_video(path) and (not is_dicom(path) or pixel_spacing_mm(path) is not None)
 
 
 def read_picture(path: str | Path, *, is_label: bool = False, keep_255: bool = False) -> StoredVolume:
@@ -107,13 +119,7 @@ def read_picture(path: str | Path, *, is_label: bool = False, keep_255: bool = F
 def _gray_values(picture: PIL.Image.Image, name: str) -> np.ndarray:
     from PIL import ImageOps
 
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode in _COLOUR_MODES:
-        _say_once(f"{name}: colours are converted to gray; so are those of other pictures")
-        picture = picture.convert("RGB").convert("L")
-    if picture.mode == "LA":
-        picture = picture.getchannel("L")
-    return _plain_values(picture)
+    return _plain_values(to_gray(ImageOps.exif_transpose(picture), name))
 
 
 def _label_values(picture: PIL.Image.Image, name: str) -> np.ndarray:
@@ -139,15 +145,10 @@ def _binary_of_255(volume: StoredVolume, path: str | Path) -> StoredVolume:
     return StoredVolume(foreground.astype(np.uint8), volume.affine, header=volume.header)
 
 
-def _say_once(message: str) -> None:
-    kind = message.partition(": ")[2]
-    if kind not in _said:
-        _said.add(kind)
-        logger.warning(message)
-
-
 class SavePictureOrLabelMapd(SaveLabelMapd):
     """Write the label map of a picture as PNG of the same size, that of any other image as `SaveLabelMapd`; see there.
+
+    A DICOM file of one frame is a picture, too.
 
     The PNG has a palette: its values are the class ids, and programs show them in colours. With ids above 255 it is
     gray, of 16 bits.
@@ -155,7 +156,8 @@ class SavePictureOrLabelMapd(SaveLabelMapd):
 
     def write(self, label_map: MetaTensor) -> None:
         """Write one label map."""
-        if not is_picture(Path(str(label_map.meta.get("filename_or_obj", "")))):
+        source = Path(str(label_map.meta.get("filename_or_obj", "")))
+        if not is_picture(source) and (label_map.shape[-1] > 1 or not is_dicom(source)):
             super().write(label_map)
             return
         case = self.case_of(label_map)

@@ -129,7 +129,7 @@ class PreviewSaver:
         label = self._native_label(batch_item.get(self.label_key) if given is None else given, pred, case)
         drawn = Drawn(case, image.array, pred.array, label, pred.affine)
         self.write_png(drawn, self.output_dir / f"{case}_preview.png")
-        if self.gif:
+        if self.gif and 1 not in drawn.image.shape:  # one slice does not move
             slice_gif(drawn.image, drawn.pred, self.output_dir / f"{case}.gif", **self._options(drawn))
 
     def write_png(self, drawn: Drawn, path: Path) -> None:

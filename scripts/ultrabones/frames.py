@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
 from scripts.common.errors import InputError
 from scripts.common.grids import GridArray
+from scripts.io.pictures import tells_pixel_size
 
 _AXES = nib.orientations.axcodes2ornt("PLS")
 
@@ -25,9 +27,14 @@ def frames_of(volume: GridArray) -> np.ndarray:
 
 
 def pixel_size_mm(
-    volume: GridArray, given_mm: Sequence[float] | None, *, is_picture: bool
+    volume: GridArray, given_mm: Sequence[float] | None, *, source: str | Path
 ) -> tuple[float, float] | None:
-    """Return height and width of a pixel: those given, else those of the file; None of a picture, which tells none.
+    """Return height and width of a pixel: those given, else those of the file; None of one that tells none.
+
+    Args:
+        volume: on the grid of the file.
+        given_mm: height and width, or None.
+        source: the file, such as a picture, which tells none.
 
     Raises:
         InputError: what is given is not two numbers above 0.
@@ -36,7 +43,7 @@ def pixel_size_mm(
         if len(given_mm) != 2 or not np.isfinite(given_mm).all() or min(given_mm) <= 0:
             raise InputError(f"pixel_mm is {list(given_mm)}: give height and width of a pixel, above 0 mm.")
         return float(given_mm[0]), float(given_mm[1])
-    if is_picture:
+    if not tells_pixel_size(source):
         return None
     sides_mm = np.linalg.norm(volume.affine[:3, :3], axis=0)
     orientation = nib.io_orientation(volume.affine)[:, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import torch
@@ -19,6 +20,10 @@ class FrameInferer(Inferer):
         threshold: probability above which a pixel is bone. It is the output's channel 0, so that the largest channel
             is the class.
 
+    Attributes:
+        frames: number of frames that were predicted.
+        seconds: that this took.
+
     Shape:
         inputs: (1, 1, H, W, Z) become (1, 2, H, W, Z).
 
@@ -30,6 +35,7 @@ class FrameInferer(Inferer):
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}: give 1 or more.")
         self.batch_size, self.threshold = batch_size, threshold
+        self.frames, self.seconds = 0, 0.0
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *_: object, **__: object
@@ -38,5 +44,10 @@ class FrameInferer(Inferer):
         if inputs.ndim != 5 or inputs.shape[:2] != (1, 1):
             raise InputError(f"the image has shape {tuple(inputs.shape)}: give one image (1, 1, H, W, Z).")
         frames = convert_to_tensor(inputs, track_meta=False)[0].movedim(-1, 0)
+        started = time.perf_counter()
         bone = torch.cat([network(part).float().sigmoid() for part in frames.split(self.batch_size)])
+        if bone.is_cuda:
+            torch.cuda.synchronize(bone.device)
+        self.seconds += time.perf_counter() - started
+        self.frames += len(frames)
         return torch.stack([torch.full_like(bone, self.threshold), bone]).squeeze(2).movedim(1, -1)[None]

@@ -15,8 +15,6 @@ TOLERANCES_MM = tuple(step / 10 for step in range(21))
 GROUPS = ("all", "visible", "invisible")
 VISIBLE_FROM = 107 / 255
 """Least intensity, of 0..1, of the pixels that count as visible."""
-OFFICIAL_SPACING_MM = (950 + 811) / 2 / 256 * 0.054
-"""Size of a pixel of the network's grid in the published evaluation, which takes it as the same in both directions."""
 SCORE_COLUMNS = ("group", "tolerance_mm", "precision", "recall", "f1", "pred_to_label_mm", "label_to_pred_mm", "empty")
 _SCORES = ("precision", "recall", "f1")
 _DISTANCES = ("pred_to_label_mm", "label_to_pred_mm")

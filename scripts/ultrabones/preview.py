@@ -45,7 +45,7 @@ class OverlaySaver(PreviewSaver):
             masks[REFERENCE] = frames_of(GridArray(drawn.label, drawn.affine))[shown]
         canvas = overlay(image[shown], masks)
         with atomic_path(path) as temporary:
-            Image.fromarray(canvas).save(temporary, format="PNG", optimize=True)
+            Image.fromarray(canvas).save(temporary, format="PNG", compress_level=3)
 
 
 def overlay(image: np.ndarray, masks: dict[tuple[int, int, int], np.ndarray]) -> np.ndarray:

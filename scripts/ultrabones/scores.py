@@ -12,7 +12,6 @@ from scripts.common.errors import InputError
 from scripts.common.files import require_writable
 from scripts.common.flags import parse_flag
 from scripts.common.grids import check_same_grid
-from scripts.common.names import is_picture
 from scripts.inference.case_handler import grid_array, label_array, source_path
 from scripts.io.pictures import read_image
 from scripts.scoring.handlers import ScoreHandler
@@ -62,7 +61,7 @@ class BoneScores(ScoreHandler):
         pred, label = (label_array(item, key, case=case) for key in (self.pred_key, self.label_key))
         check_same_grid(pred, label, case=case)
         source = source_path(item)
-        size_mm = pixel_size_mm(label, self.pixel_mm, is_picture=is_picture(Path(source)))
+        size_mm = pixel_size_mm(label, self.pixel_mm, source=source)
         if size_mm is None:
             raise InputError(f"{case}: pictures do not tell the size of a pixel; set pixel_mm.")
         image = grid_array(scale(read_image(source), self.white), name=case)

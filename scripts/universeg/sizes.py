@@ -12,17 +12,19 @@ from monai.engines.utils import IterationEvents
 
 from scripts.common.grids import GridArray
 from scripts.common.label_maps import count_voxels
-from scripts.common.names import is_picture
+from scripts.common.names import is_dicom
 from scripts.common.organs import foreground_classes
 from scripts.inference.case_handler import case_name, decollated, label_array, source_path
 from scripts.inference.table_handler import LongTableHandler
+from scripts.io.pictures import tells_pixel_size
 
 
 class SizesSaver(LongTableHandler):
     """Write `sizes.csv`: a row per case and class with its pixels or voxels, its area and its volume.
 
     Columns: `case`, `class`, `pixels`, `area_mm2` (of images of one slice, if the file gives the size of a pixel, which
-    pictures do not), `volume_ml` (of volumes).
+    pictures do not), `volume_ml` (of volumes; a sweep of a
+    DICOM file is none).
 
     Args:
         output_dir: folder of the table.
@@ -47,7 +49,8 @@ class SizesSaver(LongTableHandler):
         for batch_item, output_item in decollated(engine):
             case, source = case_name(batch_item), source_path(batch_item)
             pred = label_array(output_item, self.pred_key, case=case)
-            sizes = class_sizes(pred, is_scaled=not is_picture(Path(source)))
+            is_sweep = pred.array.shape[-1] > 1 and is_dicom(Path(source))
+            sizes = class_sizes(pred, is_scaled=tells_pixel_size(source) and not is_sweep)
             rows = [{"class": name, **sizes.get(i, sizes[0])} for i, name in self.class_names.items()]
             self.add(case, rows, source=source)
 
@@ -65,6 +68,6 @@ def class_sizes(label_map: GridArray, *, is_scaled: bool = True) -> dict[int, di
     sides_mm = np.linalg.norm(label_map.affine[:3, :3], axis=0)
     flat = [axis for axis, n in enumerate(label_map.array.shape) if n == 1]
     area_mm2 = float(np.prod(np.delete(sides_mm, flat[-1]))) if flat and is_scaled else math.nan
-    volume_ml = math.nan if flat else float(abs(np.linalg.det(label_map.affine[:3, :3]))) / 1000
+    volume_ml = math.nan if flat or not is_scaled else float(abs(np.linalg.det(label_map.affine[:3, :3]))) / 1000
     counts = {0: 0, **{i: int(n) for i, n in enumerate(count_voxels(label_map.array)) if i}}
     return {i: {"pixels": n, "area_mm2": n * area_mm2, "volume_ml": n * volume_ml} for i, n in counts.items()}

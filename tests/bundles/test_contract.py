@@ -111,10 +111,10 @@ def test_required_versions_are_those_of_requirements(bundle):
 
 
 def test_channel_definitions_count_the_channels(bundle):
-    """Of regions, MONAI Label needs the names of what the label map holds, not of the channels."""
+    """Of regions and of a threshold, MONAI Label needs the names of what the label map holds, not of the channels."""
     data_format = configs(bundle)["metadata.json"]["network_data_format"]
     pred = data_format["outputs"].pop("pred")
-    count = pred["num_channels"] + ("regions" in configs(bundle)["inference.json"])
+    count = pred["num_channels"] + any(key in configs(bundle)["inference.json"] for key in ("regions", "threshold"))
     for tensor in (*data_format["inputs"].values(), {**pred, "num_channels": count}):
         assert [int(key) for key in tensor["channel_def"]] == list(range(tensor["num_channels"]))
 

@@ -1,9 +1,11 @@
 """The whole bundle at small size: training, evaluation and inference on phantoms of B-mode images."""
 
 import json
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -11,11 +13,15 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from scipy.spatial.distance import cdist
 
 from scripts.common.errors import InputError, root_cause
 from scripts.models.ultrabones import UltraBones
+from scripts.ultrabones.tracking import read_tracking, rigid, surface_points_mm
 from tests.conftest import ROOT, TINY_OF, run_bundle
+from tests.scripts.io.dicom_files import region, write_picture
 from tests.scripts.models.tiny_networks import saved, state_of
+from tools.ultrasound_sweep import CALIBRATION, write_sweep
 
 TINY = TINY_OF["ultrabones"]
 INFER, EVALUATE = ["inference.json"], ["train.json", "evaluate.json"]
@@ -74,10 +80,43 @@ def test_sweep_as_nifti_is_segmented_frame_by_frame_on_its_grid(tmp_path, weight
     for index in range(4):
         alone = np.asarray(Image.open(out / f"f{index}_seg.png"))
         assert np.mean(np.asarray(found.dataobj)[..., index] != alone.T) < 1e-3
-    assert (out / "sweep.gif").is_file()
+    assert [path.name for path in out.glob("*.gif")] == ["sweep.gif"]
     row = pd.read_csv(out / "bones.csv").set_index("case").loc["sweep"]
     assert row["frames"] == 4
     assert row["length_mm"] > 0
+
+
+def test_ultrasound_of_dicom_is_segmented_as_its_frames_and_measured_in_mm(tmp_path, weights, ultrasound_data):
+    frames = [np.asarray(Image.open(path)) for path in sorted(ultrasound_data.rglob("UltrasoundImages/*.png"))[:3]]
+    (tmp_path / "in").mkdir()
+    regions = {"SequenceOfUltrasoundRegions": [region(x_cm=0.04, y_cm=0.05)]}
+    write_picture(tmp_path / "in" / "sweep.dcm", np.stack(frames), frames=3, **regions)
+    colours = np.stack([frames[0]] * 3, axis=-1)
+    write_picture(tmp_path / "in" / "one.dcm", colours, "RGB", **regions)
+    Image.fromarray(frames[0]).save(tmp_path / "in" / "plain.png")
+    out = run(INFER, tmp_path, weights, input=tmp_path / "in", gif="true")
+    plain, one = (np.asarray(Image.open(out / f"{name}_seg.png")) for name in ("plain", "one"))
+    np.testing.assert_array_equal(one, plain)
+    sweep = nib.load(out / "sweep_seg.nii.gz")
+    assert np.mean(plain != np.asarray(sweep.dataobj)[..., 0].T) < 1e-3
+    table = pd.read_csv(out / "bones.csv", index_col="case")
+    assert table["frames"].to_dict() == {"one": 1, "plain": 1, "sweep": 3}
+    assert table["depth_mm"].notna().to_dict() == {"one": True, "plain": False, "sweep": True}
+    assert (out / "sweep.gif").is_file()
+
+
+def test_tracked_sweep_becomes_points_in_mm(tmp_path, weights):
+    """Of random weights: the points are those of the masks that are written."""
+    write_sweep(tmp_path, frames=3, size=(82, 96))
+    settings = {"pixel_mm": "$[0.5, 0.5]", "calibration": f"${list(CALIBRATION)}", "poses": tmp_path / "tracking.csv"}
+    out = run(INFER, tmp_path, weights, input=tmp_path / "images", **settings)
+    expected = []
+    for name, pose in read_tracking(tmp_path / "tracking.csv").items():
+        mask = np.asarray(Image.open(out / f"{name}_seg.png"))
+        expected.append(surface_points_mm(mask, (0.5, 0.5), pose @ rigid(CALIBRATION)))
+    points = np.frombuffer((out / "sweep.ply").read_bytes().partition(b"end_header\n")[2], "<f4").reshape(-1, 3)
+    np.testing.assert_allclose(points, np.concatenate(expected), atol=1e-4)
+    assert (out / "sweep.png").is_file()
 
 
 def test_training_is_repeatable_goes_on_and_is_evaluated(tmp_path, ultrasound_data):
@@ -96,6 +135,38 @@ def test_training_is_repeatable_goes_on_and_is_evaluated(tmp_path, ultrasound_da
     assert pd.read_csv(out / "scores.csv")["case"].nunique() == 3
 
 
+TWO_RANKS = """
+import json, sys, torch
+from monai.bundle import ConfigWorkflow
+configs, settings, out = json.loads(sys.argv[1])
+workflow = ConfigWorkflow(configs, workflow_type="train", logging_file=False, **settings)
+workflow.initialize()
+workflow.run()
+network, metrics = workflow.parser.get_parsed_content("network"), workflow.evaluator.state.metrics
+rank = torch.distributed.get_rank()
+torch.save([network.module.state_dict(), float(metrics["val_mean_dice"])], f"{out}/rank{rank}.pt")
+workflow.finalize()
+"""
+
+
+def test_two_ranks_validate_and_save_one_network_on_the_whole_set(ultrasound_data, tmp_path):
+    folder = ROOT / "bundles" / "ultrabones"
+    given = {**TINY, **TRAINING, "bundle_root": str(folder), "dataset_dir": str(ultrasound_data)}
+    settings = {**given, "output_dir": str(tmp_path / "runs"), "ckpt_dir": str(tmp_path / "models")}
+    configs = [str(folder / "configs" / name) for name in ("train.json", "multi_gpu_train.json")]
+    (tmp_path / "two_ranks.py").write_text(TWO_RANKS)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    arguments = [str(tmp_path / "two_ranks.py"), json.dumps([configs, settings, str(tmp_path)])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*launch, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (one, dice), (other, same_dice) = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    assert dice == same_dice
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    saved_state = torch.load(tmp_path / "models" / "training_state.ckpt", weights_only=True)["network"]
+    assert all(torch.equal(one[key], saved_state[key]) for key in one)
+
+
 def test_label_as_prediction_has_the_best_scores(tmp_path, weights, ultrasound_data, monkeypatch):
     """What is scored is the label of the file against the prediction on the same grid."""
     from scripts.ultrabones import scores
@@ -106,6 +177,26 @@ def test_label_as_prediction_has_the_best_scores(tmp_path, weights, ultrasound_d
     out = run(EVALUATE, tmp_path, weights, **split)
     summary = pd.read_csv(out / "summary.csv")
     assert (summary.loc[summary["group"] == "all", "f1"] == 1).all()
+
+
+def test_scores_are_those_of_the_files_by_all_pairs_of_pixels(tmp_path, weights, ultrasound_data):
+    """Of random weights, in mm of pixels that are not square, on the grid of the label's file."""
+    split = {"dataset_dir": ultrasound_data, "eval_split": "test", "pixel_mm": "$[0.5, 0.4]"}
+    out = run(EVALUATE, tmp_path, weights, **split)
+    scores = pd.read_csv(out / "scores.csv")
+    items = json.loads((ultrasound_data / "dataset_0.json").read_text())["test"]
+    assert scores["case"].nunique() == len(items)
+    for row in scores[(scores["tolerance_mm"] == 1.0) & (scores["empty"].isna())].itertuples():
+        (item,) = [item for item in items if Path(item["image"]).stem == row.case.rpartition("_")[2]]
+        image, label = (np.asarray(Image.open(ultrasound_data / item[key])) for key in ("image", "label"))
+        seen = {"all": image >= 0, "visible": image >= 107, "invisible": image < 107}[row.group]
+        found = (np.asarray(Image.open(out / f"{row.case}_seg.png")) > 0) & seen
+        near = cdist(np.argwhere(found) * [0.5, 0.4], np.argwhere((label == 255) & seen) * [0.5, 0.4])
+        precision, recall = np.mean(near.min(1) <= 1), np.mean(near.min(0) <= 1)
+        assert (row.precision, row.recall) == pytest.approx((precision, recall), abs=1e-5)
+        assert row.f1 == pytest.approx(2 * precision * recall / max(precision + recall, 1e-9), abs=1e-5)
+        chamfer = row.pred_to_label_mm, row.label_to_pred_mm
+        assert chamfer == pytest.approx((near.min(1).mean(), near.min(0).mean()), abs=1e-4)
 
 
 WITHOUT = ("pandas", "ignite", "matplotlib", "numba", "highdicom", "openvino", "cc3d", "pyarrow", "jsonschema")

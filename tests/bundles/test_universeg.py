@@ -18,6 +18,7 @@ from scripts.common.errors import InputError, root_cause
 from scripts.models.universeg import UniverSeg
 from scripts.training import stopping
 from tests.conftest import ROOT, TINY_OF, bundle_workflow, run_bundle
+from tests.scripts.io.dicom_files import write_picture
 from tests.scripts.models.tiny_networks import saved, state_of
 from tests.scripts.universeg.support_files import write_pictures, write_volume
 
@@ -59,6 +60,23 @@ def test_folder_of_pictures_is_segmented_on_their_own_grid(tmp_path, weights):
     assert sizes.loc[0, "pixels"] == (np.asarray(Image.open(out / "p0_seg.png")) == 2).sum()
     assert sizes[["area_mm2", "volume_ml"]].isna().all(axis=None)
     assert {"p0", "p1"} == set(json.loads((out / "run.json").read_text())["runs"][0]["cases"])
+
+
+def test_dicom_picture_is_segmented_as_the_same_png_and_a_sweep_by_its_frames(tmp_path, weights):
+    support = write_pictures(tmp_path / "support", classes=(1,))
+    images = write_pictures(tmp_path / "in", n=1, shape=(33, 45)) / "images"
+    pixels = np.asarray(Image.open(images / "p0.png"))
+    write_picture(images / "xray.dcm", pixels, Modality="XC", PixelSpacing=[0.5, 0.4])
+    write_picture(images / "sweep.dcm", np.stack([pixels] * 2), frames=2)
+    out = run(INFER, tmp_path, weights, input=images, support=support, entropy="true")
+    plain, xray = (np.asarray(Image.open(out / f"{name}_seg.png")) for name in ("p0", "xray"))
+    np.testing.assert_array_equal(xray, plain)
+    sweep = np.asarray(nib.load(out / "sweep_seg.nii.gz").dataobj)
+    assert sweep.shape == (45, 33, 2)
+    assert np.mean(plain != sweep[..., 0].T) < 1e-2
+    sizes = pd.read_csv(out / "sizes.csv", index_col="case")
+    assert sizes.loc["xray", "area_mm2"] == pytest.approx(plain.sum() * 0.2)
+    assert sizes.loc[["p0", "sweep"], ["area_mm2", "volume_ml"]].isna().all(axis=None)
 
 
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])

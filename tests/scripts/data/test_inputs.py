@@ -13,7 +13,7 @@ from scripts.data import inputs
 from scripts.data.inputs import list_cases
 from scripts.io.loading import LoadVolumed
 from tests.conftest import ROOT, SHARED_DATA
-from tests.scripts.io.dicom_files import write_series
+from tests.scripts.io.dicom_files import write_picture, write_series
 
 
 def write_volume(path):
@@ -286,6 +286,16 @@ def test_pictures_and_volumes_of_a_folder_are_cases_if_pictures_are_wanted(tmp_p
     assert [case["case"] for case in list_cases(tmp_path, pictures=True)] == ["b", "c", "a"]
     assert [case["case"] for case in list_cases(tmp_path)] == ["a"]
     assert [case["case"] for case in list_cases(tmp_path / "b.PNG", pictures=True)] == ["b"]
+
+
+def test_dicom_without_a_place_in_the_patient_is_a_picture_and_a_series_is_none(tmp_path):
+    for name in ("b.dcm", "IM_0001"):
+        write_picture(tmp_path / name, np.zeros((4, 6), np.uint8))
+    write_series(tmp_path / "ct")
+    assert [case["case"] for case in list_cases(tmp_path, pictures=True)] == ["IM_0001", "b"]
+    assert [case["image"] for case in list_cases(tmp_path / "b.dcm", pictures=True)] == [str(tmp_path / "b.dcm")]
+    for source in (tmp_path / "ct", next((tmp_path / "ct").iterdir())):
+        assert [case["image"] for case in list_cases(source, pictures=True)] == [str(tmp_path / "ct")]
 
 
 def test_missing_picture_is_a_wrong_path(tmp_path):

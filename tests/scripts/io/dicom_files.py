@@ -1,9 +1,17 @@
-"""Writes small DICOM series, sound ones and damaged ones."""
+"""Writes small DICOM series, sound ones and damaged ones, and ultrasound."""
 
 import numpy as np
 import pydicom
 from pydicom.dataset import FileMetaDataset
-from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, JPEGLSLossless
+from pydicom.uid import (
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    JPEGLSLossless,
+    UltrasoundImageStorage,
+    UltrasoundMultiFrameImageStorage,
+    generate_uid,
+)
 
 SHAPE = (10, 8, 6)
 """Columns, rows, slices."""
@@ -161,3 +169,37 @@ BAD_SERIES = {
     ),
 }
 """What makes a sound series in a folder `bad` unusable, and the text that the message must contain."""
+
+
+def region(*, x_cm=0.02, y_cm=0.03, tissue=1, units=3):
+    """Return a region of ultrasound with the size of its pixels."""
+    found = pydicom.Dataset()
+    found.RegionSpatialFormat, found.RegionDataType = 1, tissue
+    found.PhysicalUnitsXDirection = found.PhysicalUnitsYDirection = units
+    found.PhysicalDeltaX, found.PhysicalDeltaY = x_cm, y_cm
+    return found
+
+
+def write_picture(path, pixels, kind="MONOCHROME2", *, frames=None, **more):
+    """Write (H, W), (H, W, 3) or, with a number of frames, (Z, ...) as ultrasound."""
+    image = pydicom.Dataset()
+    image.file_meta = FileMetaDataset()
+    image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    image.SOPClassUID = UltrasoundMultiFrameImageStorage if frames else UltrasoundImageStorage
+    image.SOPInstanceUID, image.Modality = generate_uid(), "US"
+    image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID
+    image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
+    shape = pixels.shape[1:] if frames else pixels.shape
+    image.Rows, image.Columns, image.SamplesPerPixel = shape[0], shape[1], shape[2] if len(shape) > 2 else 1
+    image.BitsAllocated = image.BitsStored = 8 * pixels.dtype.itemsize
+    image.HighBit, image.PixelRepresentation = image.BitsStored - 1, 0
+    image.PhotometricInterpretation = kind
+    if image.SamplesPerPixel > 1:
+        image.PlanarConfiguration = 0
+    if frames:
+        image.NumberOfFrames = frames
+    for tag, value in more.items():
+        setattr(image, tag, value)
+    image.PixelData = pixels.tobytes()
+    image.save_as(path, enforce_file_format=True)
+    return path

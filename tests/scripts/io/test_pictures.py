@@ -8,7 +8,7 @@ from monai.data import MetaTensor
 from PIL import Image
 
 from scripts.common.errors import InputError
-from scripts.io import pictures
+from scripts.io import colours
 from scripts.io.pictures import LoadPictureOrVolumed, SavePictureOrLabelMapd, read_image, read_picture
 
 PIXELS = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
@@ -16,7 +16,7 @@ PIXELS = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
 
 @pytest.fixture(autouse=True)
 def _nothing_said_before(monkeypatch):
-    monkeypatch.setattr(pictures, "_said", set())
+    monkeypatch.setattr(colours, "_said", set())
 
 
 def picture(path, values=PIXELS, **options):

@@ -20,16 +20,16 @@ def test_frames_do_not_depend_on_the_order_of_the_axes(axes):
     turned = volume.as_reoriented(change)
     given = GridArray(np.asarray(turned.dataobj), turned.affine)
     assert np.array_equal(frames_of(given), np.moveaxis(np.asarray(volume.dataobj), -1, 0).swapaxes(1, 2))
-    assert pixel_size_mm(given, None, is_picture=False) == pytest.approx((0.3, 0.2))
+    assert pixel_size_mm(given, None, source="a.nii.gz") == pytest.approx((0.3, 0.2))
 
 
 def test_size_that_is_given_wins_and_pictures_tell_none():
     volume = GridArray(np.zeros((2, 2, 1)), PICTURE_AFFINE)
-    assert pixel_size_mm(volume, [0.1, 0.2], is_picture=True) == (0.1, 0.2)
-    assert pixel_size_mm(volume, None, is_picture=True) is None
+    assert pixel_size_mm(volume, [0.1, 0.2], source="a.png") == (0.1, 0.2)
+    assert pixel_size_mm(volume, None, source="a.png") is None
 
 
 @pytest.mark.parametrize("given", [[0, 1], [1], [float("nan"), 1]])
 def test_impossible_size_is_refused(given):
     with pytest.raises(InputError, match="give height and width of a pixel, above 0 mm"):
-        pixel_size_mm(GridArray(np.zeros((2, 2, 1)), PICTURE_AFFINE), given, is_picture=True)
+        pixel_size_mm(GridArray(np.zeros((2, 2, 1)), PICTURE_AFFINE), given, source="a.png")

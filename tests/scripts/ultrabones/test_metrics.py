@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from scripts.common.errors import InputError
-from scripts.ultrabones.metrics import OFFICIAL_SPACING_MM, TOLERANCES_MM, VISIBLE_FROM, summarise, surface_scores
+from scripts.ultrabones.metrics import TOLERANCES_MM, VISIBLE_FROM, summarise, surface_scores
 
 
 def masks(*, seed=0, size=(20, 24), share=0.03):
@@ -101,10 +101,6 @@ def test_summary_means_over_images_and_counts_those_that_are_empty():
     assert first["f1"] == pytest.approx(1 / 3)
     assert first["pred_to_label_mm"] == 0
     assert table.iloc[-1]["n_both_empty"] == 4
-
-
-def test_official_spacing_is_that_of_the_specification():
-    assert pytest.approx(0.18573, abs=5e-6) == OFFICIAL_SPACING_MM
 
 
 @pytest.mark.parametrize(
