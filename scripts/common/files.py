@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts.common.errors import InputError
+from scripts.common.names import printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,6 +74,23 @@ def write_table(table: pd.DataFrame, path: str | os.PathLike[str], *, decimals: 
     """Write a table as CSV atomically; see `atomic_path`."""
     with atomic_path(path) as temporary:
         table.to_csv(temporary, index=False, float_format=f"%.{decimals}f", lineterminator="\n")
+
+
+def require_regular_file(path: Path, wanted: str) -> os.stat_result:
+    """Return the status of a file; reading a pipe would wait for ever, and a device has no end.
+
+    Args:
+        path: of the file.
+        wanted: what to give instead, for the message.
+
+    Raises:
+        InputError: it is a folder, a pipe or a device.
+        OSError: there is no such file.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{printable(path)}: is a folder, a pipe or a device; give {wanted}.")
+    return status
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:

@@ -6,7 +6,6 @@ import gzip
 import logging
 import math
 import os
-import stat
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from nibabel.arrayproxy import ArrayProxy
 from nibabel.spatialimages import HeaderDataError
 
 from scripts.common.errors import InputError
+from scripts.common.files import require_regular_file
 from scripts.common.grids import Grid
 from scripts.common.names import printable
 from scripts.io.memory import require_memory_for
@@ -188,9 +188,7 @@ def _read_to_end(
         axes: those of a file of four that are the volume's; all of any other file are.
         flat: see `read_nifti`.
     """
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{name}: is a folder, a pipe or a device; give a NIfTI file.")
+    status = require_regular_file(path, "a NIfTI file")
     if status.st_size == 0:
         raise ValueError("0 bytes")
     is_gzip = path.suffix.lower() == ".gz"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import colorsys
 import logging
-import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 
 from scripts.common.errors import InputError
-from scripts.common.files import atomic_path
+from scripts.common.files import atomic_path, require_regular_file
 from scripts.common.label_maps import as_label_array, renumber
 from scripts.common.names import is_dicom, is_nifti, is_picture, is_video, printable
 from scripts.io.colours import to_gray
@@ -96,8 +95,7 @@ def read_picture(path: str | Path, *, is_label: bool = False, keep_255: bool = F
     if is_label and Path(path).suffix.lower() in (".jpg", ".jpeg"):
         raise InputError(f"{name}: JPEG changes the values of pixels, which a label map needs; save it as PNG.")
     try:
-        if not stat.S_ISREG(Path(path).stat().st_mode):
-            raise InputError(f"{name}: is a folder, a pipe or a device; give a picture.")
+        require_regular_file(Path(path), "a picture")
         with Image.open(path) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise InputError(f"{name}: has {picture.width} x {picture.height} pixels; {AT_MOST}.")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from scripts.common.errors import InputError
+from scripts.common.files import require_regular_file
 from scripts.common.names import printable
 from scripts.io.memory import require_memory_for
 
@@ -31,6 +32,7 @@ def read_video(path: str | Path) -> np.ndarray:
         frames = "extract the frames, as with ffmpeg -i VIDEO FOLDER/%04d.png, and give their folder"
         raise InputError(f"{name}: reading a video needs the package av: pip install av; or {frames}.") from error
     try:
+        require_regular_file(Path(path), "a video")
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise InputError(f"{name}: holds no pictures; give a video.")

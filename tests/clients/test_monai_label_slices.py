@@ -64,3 +64,7 @@ def test_picture_gets_the_label_map_of_the_bundle(server, bundles, studies, tmp_
     assert expected.any()
     answer = np.asarray(server.infer(name, "frame", result_extension=".nii.gz").image.dataobj)
     np.testing.assert_array_equal(np.squeeze(answer).T, expected)
+
+
+def test_bone_is_named(server):
+    assert server.info()["models"][ULTRABONES]["labels"] == {"bone": 1}

@@ -1,6 +1,7 @@
 """Bad frames of ultrasound among good ones: each fails by name with its reason, and the good ones are done."""
 
 import csv
+import os
 import shutil
 
 import numpy as np
@@ -55,12 +56,13 @@ BAD = {
     "text.png": (text_alone, "it shows text or lines, no ultrasound"),
     "black.png": (lambda path: Image.new("L", (97, 81)).save(path), "is constant"),
     "one_pixel.png": (lambda path: Image.new("L", (1, 1), 9).save(path), "is constant"),
-    "pages.tif": (two_pages, "97 x 81 pixels, 2 frames; give one frame"),
+    "pages.tif": (two_pages, "has 2 frames; give one."),
     "words.png": (lambda path: path.write_text("not an image"), "not a picture that can be read; save it as PNG"),
     "empty.jpg": (lambda path: path.touch(), "not a picture that can be read; save it as PNG"),
     "cut.png": (lambda path: (Image.fromarray(frame()).save(path), damage(path, 2000)), "cannot be read whole"),
     "link.png": (lambda path: path.symlink_to("none.png"), "no such file"),
     "words.mp4": (lambda path: path.write_text("not a video"), "convert it to MP4 or to pictures"),
+    "pipe.mp4": (os.mkfifo, "is a folder, a pipe or a device; give a video"),
     "cut.dcm": (lambda path: dicom(path, cut=-100), "copy or export it again, or as PNG"),
     "deep.dcm": (lambda path: dicom(path, frame().astype(np.uint16) * 16), "set white to that of the images"),
 }

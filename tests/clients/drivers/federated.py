@@ -1,4 +1,7 @@
-"""Two rounds of a federated client of MONAI: `federated.py BUNDLE DATA FOLDER METRIC [CONFIG ...]`; prints its rounds as JSON."""
+"""Two rounds of a federated client of MONAI, printed as JSON: `federated.py BUNDLE DATA FOLDER METRIC [CONFIG ...]`.
+
+It validates with the configs, by default those of the evaluation.
+"""
 
 import json
 import sys
