@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from scripts.ultrabones.frames import frames_of, pixel_size_mm
 from scripts.ultrabones.metrics import SCORE_COLUMNS, summarise, surface_scores
 from scripts.ultrabones.transforms import scale
 
+logger = logging.getLogger(__name__)
 _SCORES = ("precision", "recall", "f1")
 
 
@@ -32,7 +34,7 @@ class BoneScores(ScoreHandler):
         output_dir: folder of the tables.
         pixel_mm: height and width of a pixel; None takes those of the file.
         white: intensity of white, to tell visible from invisible pixels.
-        official: leave out frames as the published evaluation; also "true" or "false".
+        official: leave out frames as the published evaluation, and log how many; also "true" or "false".
         pred_key: key of the predicted label map in the engine's output.
         label_key: key of the label in the engine's output.
 
@@ -55,6 +57,11 @@ class BoneScores(ScoreHandler):
     ) -> None:
         super().__init__(require_writable(output_dir), pred_key=pred_key, label_key=label_key)
         self.pixel_mm, self.white, self.official = pixel_mm, white, parse_flag(official, "official")
+        self._left_out = 0
+
+    def _reset(self) -> None:
+        super()._reset()
+        self._left_out = 0
 
     def _rows(self, item: Mapping[str, Any], case: str) -> list[dict[str, Any]]:
         """Score one decollated case."""
@@ -69,11 +76,14 @@ class BoneScores(ScoreHandler):
         rows = []
         for number, (found, bone, frame) in enumerate(frames):
             scores = surface_scores(found, bone, spacing_mm=size_mm, image=frame, official=self.official)
+            self._left_out += not scores
             rows += [{"frame": number, **row} for row in scores]
         return rows
 
     def summarise(self, scores: pd.DataFrame) -> pd.DataFrame:
         """Summarise by group and tolerance."""
+        if self._left_out:
+            logger.warning("left out %d frames without bone in label or prediction, as published", self._left_out)
         return summarise(scores)
 
     def means(self, summary: pd.DataFrame) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,7 +48,8 @@ class SweepSurface(CaseHandler):
 
     Raises:
         InputError: `read_tracking` refuses the table, there is no calibration, or it is not six numbers; while it runs:
-            the size of a pixel is not known, or there is a second sweep; at the end: no frame has a pose.
+            the size of a pixel is not known, or there is a second sweep; at the end: no frame has a pose, or two have
+            the same name.
     """
 
     event = IterationEvents.MODEL_COMPLETED  # what fails here fails the case
@@ -95,6 +97,8 @@ class SweepSurface(CaseHandler):
         found = [points for _, points in frames if points is not None]
         if not is_rank0() or not frames:
             return
+        if repeated := [name for name, count in Counter(name for name, _ in frames).items() if count > 1]:
+            raise InputError(f"{self.table}: two images are named {printable(repeated[0])}; give one sweep.")
         if not found:
             raise InputError(f"{self.table}: has a pose of none of the frames, such as {printable(frames[0][0])}.")
         if len(found) < len(frames):

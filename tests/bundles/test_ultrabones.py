@@ -199,6 +199,18 @@ def test_scores_are_those_of_the_files_by_all_pairs_of_pixels(tmp_path, weights,
         assert chamfer == pytest.approx((near.min(1).mean(), near.min(0).mean()), abs=1e-4)
 
 
+def test_official_scores_count_what_they_leave_out(tmp_path, ultrasound_data, caplog):
+    """Of a network that finds no bone, all."""
+    sizes = {key.removeprefix("network_def#"): value for key, value in TINY.items() if "network_def" in key}
+    network = UltraBones(**sizes)
+    with torch.no_grad():
+        network.segmentation_head[0].bias.fill_(-100)
+    split = {"dataset_dir": ultrasound_data, "eval_split": "test", "pixel_mm": "$[0.5, 0.4]", "official": "true"}
+    out = run(EVALUATE, tmp_path, saved(tmp_path / "none.pt", network.state_dict()), **split)
+    assert "left out 3 frames without bone in label or prediction" in caplog.text
+    assert len(pd.read_csv(out / "summary.csv")) == 0
+
+
 WITHOUT = ("pandas", "ignite", "matplotlib", "numba", "highdicom", "openvino", "cc3d", "pyarrow", "jsonschema")
 
 

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -21,8 +23,9 @@ def sweep(tmp_path_factory):
     return folder, write_sweep(folder, frames=6, size=SIZE)
 
 
-def run(folder, out, masks, **options):
+def run(folder, out, masks, *, cases=None, **options):
     """Run the handler on (name of the file, frames of (H, W)) and return its points."""
+    cases = iter(cases or [Path(name).stem.removesuffix(".nii") for name, _ in masks])
     given = {"poses": folder / "tracking.csv", "calibration": CALIBRATION, "pixel_mm": PIXEL_MM, **options}
     handler = SweepSurface(out, **given)
 
@@ -30,7 +33,7 @@ def run(folder, out, masks, **options):
         name, frames = item
         volume = torch.from_numpy(np.stack(frames).transpose(2, 1, 0)[None].astype(np.uint8))
         tensor = MetaTensor(volume, affine=torch.from_numpy(PICTURE_AFFINE), meta={"filename_or_obj": str(name)})
-        engine.state.batch, engine.state.output = [{"image": tensor}], [{"pred": tensor}]
+        engine.state.batch, engine.state.output = [{"image": tensor, "case": next(cases)}], [{"pred": tensor}]
         handler(engine)
         return engine.state.output
 
@@ -80,6 +83,13 @@ def test_frames_without_a_pose_are_counted(sweep, tmp_path, caplog):
     assert "1 of 2 frames have no pose" in caplog.text
     with pytest.raises(InputError, match=r"tracking.csv: has a pose of none of the frames, such as other"):
         run(folder, tmp_path / "c", [("other.png", [mask])])
+
+
+def test_two_images_of_one_name_are_no_sweep(sweep, tmp_path):
+    folder, _ = sweep
+    (path, mask), *_ = labels(folder)
+    with pytest.raises(InputError, match=rf"two images are named {path.stem}; give one sweep"):
+        run(folder, tmp_path, [(path, [mask]), (path.parent / "other" / path.name, [mask])], cases="ab")
 
 
 def test_frames_without_bone_give_no_points(sweep, tmp_path):
