@@ -93,8 +93,8 @@ def _grow(first, second, weights, n, threshold, min_voxels):
 
 
 def pseudo_mask(image: np.ndarray, label: np.ndarray | None = None, *, min_voxels: int = 1000) -> np.ndarray:
-    """Return `graph_regions` with each class of a label as a region of its own, (D, H, W) int32, ids from 0."""
-    regions = graph_regions(image, min_voxels=min_voxels)
+    """Return `graph_regions` with each class of a label as a region of its own, (D, H, W) int32, ids from 1."""
+    regions = graph_regions(image, min_voxels=min_voxels) + 1
     first = int(regions.max()) + 1
     classes = [] if label is None else [one for one in np.unique(label) if one]
     for number, class_id in enumerate(classes):
@@ -109,15 +109,15 @@ def clean_pseudo_mask(ids: np.ndarray, *, min_share: float = MIN_SHARE) -> np.nd
     voxels are dropped.
 
     Args:
-        ids: (D, H, W), region of each voxel, -1 for none.
+        ids: (D, H, W), region of each voxel, 0 for none.
         min_share: of the voxels of the crop.
 
     Returns:
-        (D, H, W) int32; -1 where no region is left.
+        (D, H, W) int32; 0 where no region is left.
     """
     least = min_share * ids.size
-    result = np.full(ids.shape, -1, dtype=np.int32)
-    for number, box in enumerate(find_objects(ids.astype(np.int32) + 1)):
+    result = np.zeros(ids.shape, dtype=np.int32)
+    for number, box in enumerate(find_objects(ids.astype(np.int32)), start=1):
         region = None if box is None else ids[box] == number
         if region is None or region.sum() < least:
             continue

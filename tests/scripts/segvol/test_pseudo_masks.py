@@ -71,23 +71,23 @@ def test_image_that_is_no_volume_is_refused():
 
 
 def test_cleaning_opens_closes_and_drops_small_parts():
-    ids = np.zeros((10, 10, 10), dtype=np.int32)
+    ids = np.full((10, 10, 10), 7, dtype=np.int32)
     ids[2:8, 2:8, 2:8] = 3
     ids[4, 4, 8:] = 3  # a line, which opening removes
     ids[0, 0, :2] = 5  # too small
     found = clean_pseudo_mask(ids, min_share=0.01)
-    assert set(np.unique(found)) == {-1, 0, 3}
+    assert set(np.unique(found)) == {0, 3, 7}
     core = found == 3
     assert core[2:8, 2:8, 2:8].sum() > 150
     assert not core[4, 4, 9]
-    assert (found[0, 0, :2] == -1).all()
-    assert not np.isin(found[ids == 3], 0).any()
+    assert (found[0, 0, :2] == 0).all()
+    assert not np.isin(found[ids == 3], 7).any()
 
 
 def test_cleaning_leaves_nothing_of_nothing():
-    assert (clean_pseudo_mask(np.full((4, 4, 4), -1)) == -1).all()
-    cleaned = CleanPseudoMaskd("pseudo")({"pseudo": torch.full((1, 4, 4, 4), -1, dtype=torch.int16)})
-    assert (cleaned["pseudo"] == -1).all()
+    assert (clean_pseudo_mask(np.zeros((4, 4, 4))) == 0).all()
+    cleaned = CleanPseudoMaskd("pseudo")({"pseudo": torch.zeros(1, 4, 4, 4, dtype=torch.int16)})
+    assert (cleaned["pseudo"] == 0).all()
 
 
 def test_pseudo_mask_lies_on_the_grid_of_the_image_with_the_organs_as_regions():
