@@ -24,6 +24,7 @@ from scripts.models.text_features import TextFeatures
 from scripts.segvol.frames import Placed, box_of, place, reflected, zoomed_out
 from scripts.segvol.prompt_files import Prompt
 from scripts.segvol.prompts import PromptBook
+from scripts.segvol.viewer import prompts_of
 from scripts.segvol.windows import Zoom, cut, inside, published_windows, windows_around
 
 Overlaps = Literal["files", "largest"]
@@ -87,8 +88,7 @@ class ZoomInferer(Inferer):
         """Predict the prompts of one case."""
         if inputs.ndim != 5 or inputs.shape[:2] != (1, 1):
             raise InputError(f"the image has shape {tuple(inputs.shape)}: give one image (1, 1, D, H, W).")
-        case = str(_first(getattr(inputs, "meta", {}).get("case", "")))
-        return self.segment(inputs, network, self.prompts.of(case))
+        return self.segment(inputs, network, prompts_of(getattr(inputs, "meta", {}), self.prompts))
 
     def segment(self, inputs: torch.Tensor, network: SegVol, prompts: Sequence[Prompt]) -> torch.Tensor:
         """Predict some prompts of an image; see the class for shapes."""

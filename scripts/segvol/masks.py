@@ -16,6 +16,7 @@ from scripts.io.writing import SaveLabelMapd
 from scripts.segvol.inferer import QUANTA, Overlaps
 from scripts.segvol.prompt_files import Prompt
 from scripts.segvol.prompts import PromptBook
+from scripts.segvol.viewer import prompts_of
 
 FOUND, MASKS = "found", "masks"
 
@@ -75,7 +76,7 @@ class JoinPromptsd(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Join the prompts of a case."""
-        pred, prompts = data[self.keys[0]], self.prompts.of(str(data["case"]))
+        pred, prompts = data[self.keys[0]], prompts_of(data, self.prompts)
         volumes, ids = pred.as_tensor(), [prompt.class_id for prompt in prompts]
         if self.overlaps == "largest":
             label_map, times = volumes[:1], (volumes[0] > 0).to(torch.uint8)
