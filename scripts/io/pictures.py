@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import logging
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import PIL.Image
 
 MAX_PIXELS = 100_000_000
+AT_MOST = f"give a picture of at most {MAX_PIXELS}"
 PICTURE_AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
 """Columns run to the patient's left, rows to the back, as radiologists see a slice; a pixel is taken as 1 x 1 mm."""
 _COLOUR_MODES = ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV", "RGBX", "RGBa")
@@ -82,12 +84,17 @@ def read_picture(path: str | Path, *, is_label: bool = False, keep_255: bool = F
     if is_label and Path(path).suffix.lower() in (".jpg", ".jpeg"):
         raise InputError(f"{name}: JPEG changes the values of pixels, which a label map needs; save it as PNG.")
     try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            raise InputError(f"{name}: is a folder, a pipe or a device; give a picture.")
         with Image.open(path) as picture:
-            if picture.width * picture.height > MAX_PIXELS or getattr(picture, "n_frames", 1) > 1:
-                frames = f"{picture.width} x {picture.height} pixels, {getattr(picture, 'n_frames', 1)} frames"
-                raise InputError(f"{name}: {frames}; give one frame of at most {MAX_PIXELS} pixels.")
+            if picture.width * picture.height > MAX_PIXELS:
+                raise InputError(f"{name}: has {picture.width} x {picture.height} pixels; {AT_MOST}.")
+            if (frames := getattr(picture, "n_frames", 1)) > 1:
+                raise InputError(f"{name}: has {frames} frames; give one.")
             values = _label_values(picture, name) if is_label else _gray_values(picture, name)
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{name}: has too many pixels; {AT_MOST}.") from error
+    except UnidentifiedImageError as error:
         raise InputError(f"{name}: not a picture that can be read; save it as PNG.") from error
     except (OSError, SyntaxError, EOFError, OverflowError) as error:
         if isinstance(error, FileNotFoundError):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 
@@ -10,10 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from ignite.engine import Events
 from PIL import Image
 
 from scripts.common.errors import InputError, root_cause
 from scripts.models.universeg import UniverSeg
+from scripts.training import stopping
 from tests.conftest import ROOT, TINY_OF, bundle_workflow, run_bundle
 from tests.scripts.models.tiny_networks import saved, state_of
 from tests.scripts.universeg.support_files import write_pictures, write_volume
@@ -42,13 +45,14 @@ def test_folder_of_pictures_is_segmented_on_their_own_grid(tmp_path, weights):
     images = write_pictures(tmp_path / "in", n=2, shape=(33, 45)) / "images"
     colours = np.asarray(Image.open(images / "p1.png").convert("RGB"))
     Image.fromarray(colours).save(images / "p1.png")
-    out = run(INFER, tmp_path, weights, input=images, support=support, entropy="true", ensemble="$2")
+    out = run(INFER, tmp_path, weights, input=images, support=support, entropy="true", masks="true", ensemble="$2")
     for case in ("p0", "p1"):
         labels = np.asarray(Image.open(out / f"{case}_seg.png"))
         assert labels.shape == (33, 45)
         assert set(np.unique(labels)) <= {0, 2, 7}
         assert Image.open(out / f"{case}_entropy.png").size == (45, 33)
         assert (out / f"{case}_preview.png").is_file()
+        assert {path.stem for path in (out / f"{case}_masks").iterdir()} == {"2_class 2", "7_class 7"}
     sizes = pd.read_csv(out / "sizes.csv")
     assert sizes["case"].tolist() == ["p0", "p0", "p1", "p1"]
     assert sizes["class"].tolist() == ["class 2", "class 7"] * 2
@@ -135,6 +139,24 @@ def test_training_is_repeatable_goes_on_and_fine_tunes(tmp_path, torso_data):
     tuned = {**settings, "pretrained": str(tmp_path / "a" / "model.pt"), "ckpt_dir": str(tmp_path / "c")}
     run_bundle("universeg", ["train.json", "finetune.json"], **tuned)
     assert (tmp_path / "c" / "model.pt").is_file()
+
+
+def test_training_that_a_signal_stopped_amid_an_epoch_goes_on_exactly(tmp_path, torso_data, monkeypatch):
+    monkeypatch.setattr(stopping, "is_bundle_run", lambda: True)
+    settings = {**TINY, **TRAINING, "episodes": 6, "dataset_dir": str(torso_data), "output_dir": str(tmp_path / "runs")}
+    run_bundle("universeg", ["train.json"], **settings, ckpt_dir=str(tmp_path / "whole"))
+    stopped = {**settings, "ckpt_dir": str(tmp_path / "stopped")}
+    workflow = bundle_workflow("universeg", ["train.json"], kind="train", **stopped)
+    workflow.initialize()
+    step = Events.ITERATION_STARTED(once=5)
+    workflow.trainer.add_event_handler(step, lambda: signal.raise_signal(signal.SIGUSR1))
+    workflow.run()
+    assert torch.load(tmp_path / "stopped" / "training_state.ckpt", weights_only=True)["iteration"] == 5
+    run_bundle("universeg", ["train.json"], **stopped, resume=True)
+    one, other = (
+        torch.load(tmp_path / k / "training_state.ckpt", weights_only=True)["network"] for k in ("whole", "stopped")
+    )
+    assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 WITHOUT = ("pandas", "ignite", "matplotlib", "numba", "highdicom", "openvino", "cc3d", "pyarrow", "jsonschema")

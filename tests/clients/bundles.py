@@ -10,7 +10,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from tests.clients.programs import PROJECT_PYTHON, run
-from tests.conftest import ROOT, TINY, TINY_TRAINING
+from tests.conftest import ROOT, TINY, TINY_OF, TINY_TRAINING
 from tools.pack import pack
 
 SMALL_TRAINING = {key: value for key, value in {**TINY, **TINY_TRAINING}.items() if key != "warmup_epochs"}
@@ -26,11 +26,12 @@ def packed_bundle(name, folder):
     return folder / name
 
 
-def tiny_bundle(name, folder, *, seed):
-    """Pack a bundle, make its network tiny and give it random weights."""
+def tiny_bundle(name, folder, *, seed, **values):
+    """Pack a bundle, make its network tiny, give it random weights and set values of `inference.json`."""
     bundle = packed_bundle(name, folder)
-    set_values(bundle, "inference", TINY)
-    set_values(bundle, "train", SMALL_TRAINING)
+    set_values(bundle, "inference", {**TINY_OF.get(name, TINY), **values})
+    if name not in TINY_OF:
+        set_values(bundle, "train", SMALL_TRAINING)
     write_weights(bundle, seed=seed)
     return bundle
 
@@ -67,16 +68,21 @@ def copy_bundle(bundle, folder):
 
 def own_run(bundle, source, out, *more, config="['configs/inference.json']", python=PROJECT_PYTHON):
     """Segment by the bundle's own command in its folder and return the label map, an image of nibabel."""
+    return nib.load(own_result(bundle, source, out, *more, config=config, python=python))
+
+
+def own_result(bundle, source, out, *more, config="['configs/inference.json']", python=PROJECT_PYTHON):
+    """Segment as `own_run` and return the path of the label map."""
     arguments = ["--config_file", config, "--input", str(source), "--output_dir", str(out), *more]
     run(python, "-m", "monai.bundle", "run", *arguments, cwd=bundle)
-    (result,) = out.glob("*_seg.nii.gz")
-    return nib.load(result)
+    (result,) = out.glob("*_seg.*")
+    return result
 
 
-def assert_same_label_map(image, expected):
-    """Assert that no voxel differs, and that the label map is not trivial."""
+def assert_same_label_map(image, expected, *, values=3):
+    """Assert that no voxel differs, and that the label map is not trivial: it holds at least so many values."""
     ours, theirs = np.asarray(expected.dataobj), np.asarray(image.dataobj)
     assert theirs.shape == ours.shape
-    assert len(np.unique(ours)) > 2, "a label map this plain proves little"
+    assert len(np.unique(ours)) >= values, "a label map this plain proves little"
     assert int((ours != theirs).sum()) == 0, "voxels differ"
     np.testing.assert_allclose(image.affine, expected.affine, atol=1e-4)

@@ -34,7 +34,7 @@ def deploy_python():
 def packed(tmp_path_factory):
     """Folder with the bundles as they are packed, with random weights of tiny networks; not to be written into."""
     folder = tmp_path_factory.mktemp("packed")
-    for seed, name in enumerate(("swin_bob_btcv", "swin_bob_brats")):
+    for seed, name in enumerate(("swin_bob_btcv", "swin_bob_brats", "swin_bob_pretrain")):
         tiny_bundle(name, folder, seed=seed)
     return folder
 
@@ -59,3 +59,9 @@ def torso(torso_data):
 def brain(brain_data):
     """Folder of a case of four sequences."""
     return brain_data / "BraTS-GLI-00001-000"
+
+
+@pytest.fixture(scope="session")
+def dixon(dixon_data):
+    """A volume of four contrasts."""
+    return sorted(dixon_data.glob("images*/*.nii.gz"))[0]

@@ -9,7 +9,7 @@ import torch
 from tests.clients.bundles import assert_same_label_map, copy_bundle, own_run, set_values, write_weights
 from tests.clients.label_server import LabelServer
 
-BTCV, BRATS, FILTER = "swin_bob_btcv", "swin_bob_brats", "solf_filter"
+BTCV, BRATS, PRETRAIN = "swin_bob_btcv", "swin_bob_brats", "swin_bob_pretrain"
 EPOCHS = 3
 OF_FOLDER = {"result_extension": ".nii.gz"}
 """The server names the result after the input, and answers 500 where that has no extension."""
@@ -27,8 +27,8 @@ def studies(torso, torso_data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(label_python, packed, studies, tmp_path_factory):
-    """A server of two bundles at once; each has a package named `scripts`."""
-    bundles = [packed / BTCV, packed / BRATS]
+    """A server of three bundles at once; each has a package named `scripts`."""
+    bundles = [packed / BTCV, packed / BRATS, packed / PRETRAIN]
     with LabelServer(label_python, tmp_path_factory.mktemp("server"), bundles, studies) as running:
         yield running
 
@@ -57,6 +57,13 @@ def test_ct_gets_the_label_map_and_the_names_of_the_bundle(server, own_btcv):
 def test_brain_is_found_by_its_folder_or_one_sequence(server, brain, own_brats, given):
     image = brain if given == "folder" else brain / f"{brain.name}-t2f.nii.gz"
     assert_same_label_map(server.infer(BRATS, str(image), **OF_FOLDER).image, own_brats)
+
+
+def test_volume_of_four_contrasts_gets_the_label_map_and_the_names_of_the_bundle(server, packed, dixon, tmp_path):
+    expected = own_run(packed / PRETRAIN, dixon, tmp_path / "own")
+    answer = server.infer(PRETRAIN, str(dixon))
+    assert_same_label_map(answer.image, expected)
+    assert len(answer.label_names) == 72
 
 
 def test_brain_labels_are_named_as_the_map_holds_them(server):

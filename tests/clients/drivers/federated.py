@@ -1,4 +1,4 @@
-"""Two rounds of a federated client of MONAI: `federated.py BUNDLE DATA FOLDER`; prints its rounds as JSON."""
+"""Two rounds of a federated client of MONAI: `federated.py BUNDLE DATA FOLDER METRIC [CONFIG ...]`; prints its rounds as JSON."""
 
 import json
 import sys
@@ -10,9 +10,10 @@ from monai.fl.utils.exchange_object import ExchangeObject
 
 
 def main():
-    bundle, data, folder = sys.argv[1:]
+    bundle, data, folder, metric, *evaluation = sys.argv[1:]
     settings = {"dataset_dir": data, "ckpt_dir": f"{folder}/models", "output_dir": f"{folder}/runs"}
-    client = MonaiAlgo(bundle_root=bundle, local_epochs=1, train_kwargs=dict(settings), eval_kwargs=dict(settings))
+    options = {"train_kwargs": dict(settings), "eval_kwargs": dict(settings)}
+    client = MonaiAlgo(bundle, local_epochs=1, config_evaluate_filename=evaluation or "default", **options)
     client.initialize(extra={ExtraItems.CLIENT_NAME: "site 1", ExtraItems.APP_ROOT: folder})
     weights = torch.load(f"{bundle}/models/model.pt", weights_only=True)
     rounds = []
@@ -24,7 +25,7 @@ def main():
         assert update.weights.keys() == weights.keys()
         moved = sum(float(torch.as_tensor(value).abs().sum()) for value in update.weights.values())
         weights = {key: value + torch.as_tensor(update.weights[key]).to(value.dtype) for key, value in weights.items()}
-        rounds.append({"mean_dice": metrics["mean_dice"], "moved": moved, "epoch": client.trainer.state.epoch})
+        rounds.append({"score": metrics[metric], "moved": moved, "epoch": client.trainer.state.epoch})
     client.finalize()
     torch.save(weights, f"{folder}/aggregated.pt")
     print("ROUNDS", json.dumps(rounds))

@@ -103,7 +103,7 @@ BAD = {
     ),
     "truncated": ("a.png", write_truncated, False, "cannot be read whole"),
     "missing": ("a.png", lambda path: None, False, "no such file; correct the path"),
-    "frames": ("a.tif", write_frames, False, "6 x 4 pixels, 2 frames; give one frame"),
+    "frames": ("a.tif", write_frames, False, "has 2 frames; give one"),
     "JPEG label": (
         "a.jpg",
         picture,
