@@ -44,7 +44,12 @@ def settings_page(bundle: Path) -> str:
 
 
 def _example(bundle: Path) -> str:
-    examples = {"solf_filter": "workers 4", "universeg": "support_size 16", "ultrabones": "white 65535"}
+    examples = {
+        "solf_filter": "workers 4",
+        "universeg": "support_size 16",
+        "ultrabones": "white 65535",
+        "segvol": "zoom_in false",
+    }
     return examples.get(bundle.name, "spacing_mm '[1.5, 1.5, 2.0]'")
 
 

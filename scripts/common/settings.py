@@ -15,7 +15,7 @@ _FORMATS = {
     "auto_or_device": "auto, or a device such as cuda:0 or cpu",
     "path": "a path",
 }
-_NUMERALS = ("no", "one", "two", "three", "four")
+_NUMERALS = ("no", "one", "two", "three", "four", "five", "six")
 
 
 @cache

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform
+from monai.transforms import Invertd, MapTransform
 
 from scripts.common.names import safe_name
 from scripts.io.writing import SaveLabelMapd
@@ -36,6 +36,23 @@ class Found(NamedTuple):
     volume_ml: float
     confidence: float
     shared: int
+
+
+class RestoreVolumed(Invertd):
+    """Bring volumes from the network's grid to that of the file, by turning axes and padding what was cut off with 0.
+
+    Args:
+        keys: the one key of the volumes.
+        orig_keys: the one key of the image.
+        transform: the deterministic preprocessing of the image.
+    """
+
+    def __init__(self, keys: KeysCollection, *, orig_keys: KeysCollection, transform: Any) -> None:
+        super().__init__(keys, transform=transform, orig_keys=orig_keys, nearest_interp=True)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Restore the volumes of a case; an inferer returns them without metadata, which MONAI then leaves as it is."""
+        return super().__call__({**data, self.keys[0]: MetaTensor(data[self.keys[0]])})
 
 
 class JoinPromptsd(MapTransform):

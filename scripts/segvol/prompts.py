@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.errors import InputError
-from scripts.common.organs import ORGANS, spoken_name
+from scripts.common.organs import ORGANS, organ_ids, spoken_name
 from scripts.segvol.prompt_files import Prompt, Space, checked, read_organs, read_prompts
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ class PromptBook:
         source: a JSON list of prompts or a CSV with the columns of `Prompt`, in which `x y z` is a point, `;` stands
             between points and a box is six numbers; "": none.
         text: names of organs, each of which becomes a class, for each case.
-        point: a point, or a list of them, for each case; with a single text or none.
+        point: a point for each case; with a single text or none.
         box: likewise, six numbers.
         space: of `point` and `box`.
         organs: instead of all these, a list of organs: "all" of `scripts.common.organs`, or a JSON file of id and name,
@@ -44,8 +44,8 @@ class PromptBook:
         source: str | Path = "",
         *,
         text: str | Sequence[str] = (),
-        point: Sequence[Any] = (),
-        box: Sequence[float] = (),
+        point: Sequence[float] | None = None,
+        box: Sequence[float] | None = None,
         space: Space = "voxel",
         organs: str | Path = "",
     ) -> None:
@@ -98,10 +98,7 @@ class PromptBook:
     def _short(self) -> list[Prompt]:
         if (self.point or self.box) and len(self.texts) > 1:
             raise InputError(f"{len(self.texts)} texts with a point or a box: give prompts, a file that says of which.")
-        points = (
-            self.point if self.point and isinstance(self.point[0], list | tuple) else [self.point] * bool(self.point)
-        )
-        shared = {"points": points, "box": self.box, "space": self.space}
+        shared = {"points": [self.point] if self.point else [], "box": self.box, "space": self.space}
         return [checked({"text": text, **shared}, "the command line") for text in self.texts or [""]]
 
 
@@ -132,7 +129,7 @@ def warn_of_unknown(texts: Iterable[str]) -> None:
     """Warn of texts that name no organ that is known here, with the nearest; any text may be used."""
     known = sorted({spoken_name(name) for name in ORGANS.values()} | {"kidney", "lung", "bladder", "adrenal gland"})
     for text in dict.fromkeys(text.lower() for text in texts):
-        if text not in map(str.lower, known):
+        if text not in known and not organ_ids(text):
             near = difflib.get_close_matches(text, known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             logger.warning("text %r is no organ that is known here, it is used as it is%s", text, hint)

@@ -52,20 +52,22 @@ class OrientSlicesFirstd(MapTransform, InvertibleTransform):
         if orientation != FILE_ORDER and {next((p for p in pairs if c in p), c) for c in orientation} != pairs:
             raise InputError(f"orientation is {orientation!r}: give three letters such as RAS or LPS, or {FILE_ORDER}.")
         self.orientation = orientation
+        self._turn = Orientation("RAS"[::-1], labels=None)  # one for all volumes: MONAI inverts with the same object
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Orient the volumes of a case."""
         d = dict(data)
         for key in self.key_iterator(d):
             codes = nib.aff2axcodes(d[key].affine) if self.orientation == FILE_ORDER else self.orientation
-            d[key] = Orientation("".join(codes)[::-1], labels=None)(d[key])
+            self._turn.axcodes = "".join(codes)[::-1]
+            d[key] = self._turn(d[key])
         return d
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Undo it."""
         d = dict(data)
         for key in self.key_iterator(d):
-            d[key] = Orientation("RAS", labels=None).inverse(d[key])
+            d[key] = self._turn.inverse(d[key])  # by what the volume records
         return d
 
 
