@@ -31,7 +31,6 @@ PAPER = {"rule": "percentile", "features": ["normalized_volume", "sphericity", "
 TINY_OF = {
     "solf_filter": {"workers": 0, **PAPER, "epsilon_percent": 20},
     "segvol": {
-        "spatial_size": [16, 32, 32],
         "text": ["liver"],
         "network_def#spatial_size": [16, 32, 32],
         "network_def#patch_size": [4, 8, 8],
