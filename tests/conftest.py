@@ -31,6 +31,7 @@ PAPER = {"rule": "percentile", "features": ["normalized_volume", "sphericity", "
 TINY_OF = {
     "solf_filter": {"workers": 0, **PAPER, "epsilon_percent": 20},
     "segvol": {
+        "text": ["liver"],
         "network_def#spatial_size": [16, 32, 32],
         "network_def#patch_size": [4, 8, 8],
         "network_def#hidden_size": 16,

@@ -78,7 +78,7 @@ def _with_base(config: Path, own: set[str], raw: dict[str, Any]) -> list[Path]:
         return [config]
     parts = " ".join(raw)
     names = ["inference.json"]
-    if re.search("validate|train|loss", parts) or "rule" in own:
+    if re.search("validate|train|loss|datalist", parts) or "rule" in own:
         names = ["train.json", "evaluate.json"] if "+validate" in parts else ["train.json"]
     return [*map(config.with_name, names), config]
 

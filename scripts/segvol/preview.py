@@ -18,13 +18,15 @@ from scripts.segvol.prompts import PromptBook
 class PromptPreviewSaver(PreviewSaver):
     """Write `<case>_preview.png` with the points and boxes of the prompts; see `PreviewSaver`.
 
+    A label of the case is not drawn: prompts have class ids of their own.
+
     Args:
         prompts: of each case.
         options: as `PreviewSaver`.
     """
 
     def __init__(self, *, prompts: PromptBook, **options: Any) -> None:
-        super().__init__(class_names=prompts.class_names, **options)
+        super().__init__(class_names=prompts.class_names, label_key="", **options)
         self.prompts = prompts
 
     def write_png(self, drawn: Drawn, path: Path) -> None:

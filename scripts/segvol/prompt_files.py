@@ -144,8 +144,9 @@ def read_organs(source: str | Path) -> dict[int, str]:
         if "network_data_format" in content:
             content = content["network_data_format"]["outputs"]["pred"]["channel_def"]
         names = content.get("labels", content)
-        return foreground_classes(names)
+        return foreground_classes({key: name for key, name in names.items() if key != "0"})
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        reason = str(error).rstrip(".")
         raise InputError(
-            f'organs is {printable(path)}: {error}; give {ALL_ORGANS}, or a JSON file such as {{"1": "liver"}}.'
+            f'organs is {printable(path)}: {reason}; give {ALL_ORGANS}, or a JSON file such as {{"1": "liver"}}.'
         ) from error

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.errors import InputError
-from scripts.common.organs import ORGANS, spoken_name
+from scripts.common.organs import ORGANS, organ_ids, spoken_name
 from scripts.segvol.prompt_files import Prompt, Space, checked, read_organs, read_prompts
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ def warn_of_unknown(texts: Iterable[str]) -> None:
     """Warn of texts that name no organ that is known here, with the nearest; any text may be used."""
     known = sorted({spoken_name(name) for name in ORGANS.values()} | {"kidney", "lung", "bladder", "adrenal gland"})
     for text in dict.fromkeys(text.lower() for text in texts):
-        if text not in map(str.lower, known):
+        if text not in known and not organ_ids(text):
             near = difflib.get_close_matches(text, known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             logger.warning("text %r is no organ that is known here, it is used as it is%s", text, hint)

@@ -22,12 +22,13 @@ class PromptedNetwork(nn.Module):
     """Decode all prompts of the samples of a step from one encoding of their images.
 
     Every organ is asked for by each of `MIXES`; pseudo masks, of which nobody knows a name, in turn by points and by a
-    box. Each group of prompts is decoded again for its gradient instead of being kept, which takes little more time, as
-    the encoder takes most of it, and much less memory.
+    box.
 
     Args:
         network: to train; its text tower stays as it is.
         class_names: class id to the name that is its text.
+        use_checkpoint: decode each group of prompts again for its gradient instead of keeping what it computed; at full
+            size, where the encoder takes most of the time, it takes little more time and much less memory.
 
     Shape:
         - image: (B, 1, D, H, W).
@@ -36,9 +37,9 @@ class PromptedNetwork(nn.Module):
           `PrepareTargets` arranges the targets.
     """
 
-    def __init__(self, network: SegVol, *, class_names: Mapping[int, str]) -> None:
+    def __init__(self, network: SegVol, *, class_names: Mapping[int, str], use_checkpoint: bool = True) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.use_checkpoint = network, use_checkpoint
         rows = torch.zeros(max(class_names) + 1, dtype=torch.int64)
         rows[list(class_names)] = torch.arange(len(class_names))
         self.register_buffer("rows", rows, persistent=False)
@@ -70,7 +71,7 @@ class PromptedNetwork(nn.Module):
         given = {key: value.flatten(0, 1) for key, value in prompts.items() if wanted[key] in kinds}
         count = prompts["points"].shape[1]
         repeated = embedding.repeat_interleave(count, dim=0)
-        if torch.is_grad_enabled():
+        if self.use_checkpoint and torch.is_grad_enabled():
             logits = checkpoint(self.network.decode, repeated, use_reentrant=False, **given)
         else:
             logits = self.network.decode(repeated, **given)

@@ -48,8 +48,8 @@ class OrientSlicesFirstd(MapTransform, InvertibleTransform):
 
     def __init__(self, keys: KeysCollection, *, orientation: str = "RAS", allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
-        pairs = {frozenset(pair) for pair in ("RL", "AP", "SI")}
-        if orientation != FILE_ORDER and {next((p for p in pairs if c in p), c) for c in orientation} != pairs:
+        axes = sorted(next((pair for pair in ("AP", "LR", "IS") if code in pair), code) for code in orientation)
+        if orientation != FILE_ORDER and axes != ["AP", "IS", "LR"]:
             raise InputError(f"orientation is {orientation!r}: give three letters such as RAS or LPS, or {FILE_ORDER}.")
         self.orientation = orientation
         self._turn = Orientation("RAS"[::-1], labels=None)  # one for all volumes: MONAI inverts with the same object
