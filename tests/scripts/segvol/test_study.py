@@ -70,6 +70,21 @@ def test_prompts_reach_the_voxels_of_the_label(cases, tmp_path):
     assert (tmp_path / "out" / "prompts.png").is_file()
 
 
+def test_refused_prompt_finds_nothing(cases, tmp_path, caplog):
+    class Refusing(FromPrompt):
+        def segment(self, image, network, prompts):
+            if prompts[0].points:
+                raise InputError("liver: all its points lie on air; move them onto the structure.")
+            return super().segment(image, network, prompts)
+
+    one = study(cases, tmp_path, clicks=[1], jitter=[])
+    one.inferer = Refusing()
+    summary = one.run().set_index(["organ", "prompt"])["dice"]
+    assert summary["liver", "box"] == 1
+    assert summary["liver", "points"] == summary["liver", "clicks"] == 0
+    assert "all its points lie on air" in caplog.text
+
+
 def test_mean_is_that_of_the_organs_not_of_the_masks():
     rows = [("a", "liver", "box", 0, 0.0, 1.0), ("b", "liver", "box", 0, 0.0, 0.8), ("a", "aorta", "box", 0, 0.0, 0.1)]
     summary = summarise(pd.DataFrame(rows, columns=COLUMNS)).set_index("organ")
