@@ -14,8 +14,6 @@ import sys
 import time
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
 import pandas as pd
 
 from scripts.common.files import write_json, write_table
@@ -59,18 +57,12 @@ logger = logging.getLogger("segvol_prompts")
 
 
 def write_data(out: Path) -> Path:
-    """Write phantoms with the labels of `ORGANS` alone, and return the folder."""
-    path = write_cohort(out, cases=CASES, seed=0, shape=SHAPE, spacing_mm=SPACING_MM)
+    """Write phantoms, several of which are for test, and return the folder."""
+    path = write_cohort(out, cases=CASES, seed=0, shape=SHAPE, spacing_mm=SPACING_MM, organs=ORGANS)
     content = json.loads(path.read_text())
     items = [item for section in ("training", "validation", "test") for item in content[section]]
-    for item in items:
-        label = nib.load(out / item["label"])
-        values = np.asarray(label.dataobj)
-        kept = np.where(np.isin(values, ORGANS), values, 0).astype(np.uint8)
-        nib.save(nib.Nifti1Image(kept, label.affine, label.header), out / item["label"])
     ends = (CASES - VALIDATION - TEST, CASES - TEST)
     content |= {"training": items[: ends[0]], "validation": items[ends[0] : ends[1]], "test": items[ends[1] :]}
-    content["labels"] = {str(n): content["labels"][str(n)] for n in (0, *ORGANS)}
     write_json(path, content)
     return out
 

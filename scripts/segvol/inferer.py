@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -21,6 +20,8 @@ from scripts.common.grids import Grid
 from scripts.common.progress import progress_bar
 from scripts.models.segvol import SegVol
 from scripts.models.text_features import TextFeatures
+from scripts.segvol.coarse import QUANTA, Coarse, quantized
+from scripts.segvol.embeddings import Embeddings
 from scripts.segvol.frames import Placed, box_of, place, reflected, zoomed_out
 from scripts.segvol.prompt_files import Prompt
 from scripts.segvol.prompts import PromptBook
@@ -30,8 +31,6 @@ from scripts.segvol.windows import Zoom, cut, inside, published_windows, windows
 Overlaps = Literal["files", "largest"]
 OVERLAPS: tuple[Overlaps, ...] = get_args(Overlaps)
 EMPTY_BOX = np.full(6, -1)
-QUANTA = 255
-"""Of a probability of 1 in the result; a voxel belongs to a structure from 128."""
 logger = logging.getLogger(__name__)
 
 
@@ -106,7 +105,7 @@ class ZoomInferer(Inferer):
             for index, (prompt, at) in enumerate(zip(prompts, placed, strict=True)):
                 text = texts[row : row + 1] if prompt.text and texts is not None else None
                 row += bool(prompt.text)
-                found.add(index, _Pass(self, network, image, at, text, bar.update).logits().sigmoid())
+                found.add(index, _Pass(self, network, image, at, text, bar.update).probability())
         return found.result[None]
 
 
@@ -125,46 +124,57 @@ class _Pass:
         self.inferer, self.network, self.image, self.at, self.text = inferer, network, image, at, text
         self.window, self.done = network.spatial_size, done
 
-    def logits(self) -> torch.Tensor:
-        """Return the logits of the whole volume, (D, H, W)."""
+    def probability(self) -> torch.Tensor:
+        """Return the probability of the whole volume in 1/255, (D, H, W), on the CPU."""
         shape = self.image.shape
         small = zoomed_out(self.at, shape, self.window)
         whole = interpolate(self.image[None, None], size=self.window, mode="nearest-exact")
-        logits = self.decoded("whole", whole, small)
-        logits = interpolate(logits[None, None], size=tuple(shape), mode="nearest")[0, 0]
-        if not self.inferer.zoom_in:
-            return logits
-        coarse = box_of(logits > 0)
-        if self.inferer.parity:
-            if coarse is None:
-                return logits
-            box = None if small.box is None else reflected(small.box, self.window, shape)
-            self.at = Placed(self.at.points, self.at.labels, box)
-            return self.zoomed(logits, published_windows(coarse, shape, self.window))
-        region = _union([coarse, self.at.box, _around(self.at)])
-        return logits if region is None else self.zoomed(logits, windows_around(region, shape, self.window))
+        coarse = Coarse(self.decoded("whole", whole, small), shape)
+        result = coarse.spread(quantized(coarse.logits))
+        zoom = self.zoom(small, coarse) if self.inferer.zoom_in else None
+        if zoom is not None:
+            area, logits = self.zoomed(coarse, zoom)
+            result[area] = quantized(logits)
+        return result
 
-    def zoomed(self, logits: torch.Tensor, zoom: Zoom) -> torch.Tensor:
-        """Replace the logits inside of windows by the mean of theirs."""
+    def zoom(self, small: Placed, coarse: Coarse) -> Zoom | None:
+        """Choose windows, if there is something to look at."""
+        shape, seen = self.image.shape, coarse.box()
+        if not self.inferer.parity:
+            region = _union([seen, self.at.box, _around(self.at)])
+            return None if region is None else windows_around(region, shape, self.window)
+        if small.box is not None:
+            self.at = Placed(self.at.points, self.at.labels, reflected(small.box, self.window, shape))
+        return None if seen is None else published_windows(seen, shape, self.window)
+
+    def zoomed(self, coarse: Coarse, zoom: Zoom) -> tuple[tuple[slice, ...], torch.Tensor]:
+        """Return the part of the volume that windows show, and its logits: the mean of the windows that see a voxel."""
         low = np.min(zoom.starts, axis=0).clip(zoom.low)
         high = (np.max(zoom.starts, axis=0) + self.window).clip(max=zoom.high + 1)
         area = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-        total, count = torch.zeros_like(logits[area]), torch.zeros_like(logits[area], dtype=torch.uint8)
+        total = self.image.new_zeros([part.stop - part.start for part in area])
+        count = torch.zeros_like(total, dtype=torch.uint8)
         for start in zoom.starts:
             inner, outer = inside(start, self.window, zoom)
-            prompt = self.prompt_in(start, zoom, logits)
+            seen = self.image.new_zeros(self.window)
+            seen[inner] = coarse.at(outer)
+            prompt = self.prompt_in(start, zoom, seen > 0)
             if prompt is not None:
                 window = cut(self.image, start, self.window, zoom)[None, None]
                 key = (tuple(start), tuple(zoom.low), tuple(zoom.high))
                 into = tuple(slice(o.start - a.start, o.stop - a.start) for o, a in zip(outer, area, strict=True))
                 total[into] += self.decoded(key, window, prompt)[inner]
                 count[into] += 1
-        seen = count > 0
-        logits[area] = torch.where(seen, total / count.clamp(min=1), logits[area])
-        return logits
+        return area, torch.where(count > 0, total / count.clamp(min=1), coarse.at(area))
 
-    def prompt_in(self, start: Sequence[int], zoom: Zoom, logits: torch.Tensor) -> Placed | None:
-        """Return points and box of the prompt in a window, or None if it means nothing there."""
+    def prompt_in(self, start: Sequence[int], zoom: Zoom, seen: torch.Tensor) -> Placed | None:
+        """Return points and box of the prompt in a window, or None if it means nothing there.
+
+        Args:
+            start: first voxel of the window.
+            zoom: that it is of.
+            seen: what the whole volume showed in it, (D, H, W).
+        """
         single = len(zoom.starts) == 1
         if self.inferer.parity:
             own = self.at.moved(zoom.shift if single else start)
@@ -174,14 +184,14 @@ class _Pass:
                 return Placed(points, labels, own.box)
             if own.box is None and not len(own.points):
                 return Placed(points, labels, None)  # of a text alone
-            box = box_of(cut(logits, start, self.window, zoom) > 0)
+            box = box_of(seen)
             return Placed(points, labels, EMPTY_BOX if box is None else box)
         own = self.at.moved(start).within(self.window)
         if self.at.box is None and not len(self.at.points):
             return own
         if own.box is None or not single:
-            seen = box_of(cut(logits, start, self.window, zoom) > 0)
-            own = Placed(own.points, own.labels, own.box if seen is None else seen)
+            box = box_of(seen)
+            own = Placed(own.points, own.labels, own.box if box is None else box)
         positive = (own.labels == 1).any()
         return own if own.box is not None or positive or self.text is not None else None
 
@@ -190,34 +200,6 @@ class _Pass:
         embedding = self.inferer.embeddings.get(key, image, self.network)
         self.done()
         return self.network.decode(embedding, **prompt.tensors(image.device), text=self.text)[0, 0].float()
-
-
-class Embeddings:
-    """The embeddings of windows of one image, those used last."""
-
-    def __init__(self, kept: int) -> None:
-        if kept < 1:
-            raise InputError(f"kept_embeddings is {kept}: give 1 or more.")
-        self.kept, self.image, self._known = kept, None, OrderedDict()
-
-    def use(self, image: torch.Tensor, network: SegVol) -> None:
-        """Forget all if the image or the weights are others than last time."""
-        weights = sum(parameter._version for parameter in network.image_encoder.parameters())
-        digest = (tuple(image.shape), float(image.sum(dtype=torch.float64)), float(image[::3, ::5, ::7].std()))
-        current = (digest, id(network), weights)
-        if current != self.image:
-            self.image = current
-            self._known.clear()
-
-    def get(self, key: Any, image: torch.Tensor, network: SegVol) -> torch.Tensor:
-        """Return the embedding of a window (1, 1, D, H, W), of a name that is its own in the image."""
-        if key in self._known:
-            self._known.move_to_end(key)
-        else:
-            self._known[key] = network.encode_image(image)
-            if len(self._known) > self.kept:
-                self._known.popitem(last=False)
-        return self._known[key]
 
 
 class _Found:
@@ -230,14 +212,13 @@ class _Found:
         self.result = torch.zeros(2 if self.largest else len(prompts), *shape, dtype=torch.uint8)
 
     def add(self, index: int, probability: torch.Tensor) -> None:
-        """Add one prompt's, (D, H, W)."""
-        quantized = (probability * QUANTA).round_().to("cpu", torch.uint8)
+        """Add one prompt's, uint8 (D, H, W)."""
         if not self.largest:
-            self.result[index] = quantized
+            self.result[index] = probability
             return
-        wins = (quantized > self.result[1]) & (quantized > QUANTA // 2)
+        wins = (probability > self.result[1]) & (probability > QUANTA // 2)
         self.result[0][wins] = self.ids[index]
-        self.result[1][wins] = quantized[wins]
+        self.result[1][wins] = probability[wins]
 
 
 def _placed(prompt: Prompt, inputs: torch.Tensor, image: torch.Tensor) -> Placed:
@@ -251,10 +232,16 @@ def _placed(prompt: Prompt, inputs: torch.Tensor, image: torch.Tensor) -> Placed
     affine, original = (np.asarray(matrix, dtype=np.float64) for matrix in (inputs.affine, meta["original_affine"]))
     file, working = Grid(size, original.reshape(-1, 4, 4)[0]), Grid(tuple(image.shape), affine.reshape(-1, 4, 4)[0])
     at = place(prompt, file=file, working=working)
-    positive = torch.from_numpy(at.points[at.labels == 1])
-    if len(positive) and not image[tuple(positive.T)].any():
+    positive = at.points[at.labels == 1].tolist()
+    if positive and all(_on_air(image, *point) for point in positive):
         raise InputError(f"{prompt.name}: all its points lie on air; move them onto the structure.")
     return at
+
+
+def _on_air(image: torch.Tensor, d: int, h: int, w: int) -> bool:
+    """Return whether nothing lies between a voxel and one of the four sides of its slice; the lungs have a wall."""
+    row, column = image[d, h], image[d, :, w]
+    return any(not side.any() for side in (row[: w + 1], row[w:], column[: h + 1], column[h:]))
 
 
 def _around(at: Placed) -> np.ndarray | None:

@@ -13,7 +13,8 @@ from monai.transforms import Invertd, MapTransform
 
 from scripts.common.names import safe_name
 from scripts.io.writing import SaveLabelMapd
-from scripts.segvol.inferer import QUANTA, Overlaps
+from scripts.segvol.coarse import QUANTA
+from scripts.segvol.inferer import Overlaps
 from scripts.segvol.prompt_files import Prompt
 from scripts.segvol.prompts import PromptBook
 from scripts.segvol.viewer import prompts_of

@@ -39,6 +39,8 @@ class PromptStudy:
     - Clicks: first in the middle of the organ, then in the largest error; see `scripts.segvol.clicks`.
     - Jitter: the box, or the points, moved at random by a share of the organ's extent.
 
+    A prompt that the inferer refuses, such as points in lungs that are as dark as air, finds nothing.
+
     Dice is 2 |P and L| / (|P| + |L|) over the voxels of the file, less the air around the patient, which is cut off.
 
     Writes `scores.csv` (`COLUMNS`), `summary.csv` (mean Dice by organ, prompt, clicks and jitter; the organ "mean" is
@@ -159,7 +161,11 @@ class _Organ:
             corners = np.array(self._in_file(box.reshape(2, 3)))
             given["box"] = (*corners.min(axis=0), *corners.max(axis=0))
         prompt = Prompt(name=self.name, class_id=1, **given)
-        found = self.study.inferer.segment(self.image, self.study.network, [prompt])
+        try:
+            found = self.study.inferer.segment(self.image, self.study.network, [prompt])
+        except InputError as error:
+            logger.warning("%s, which finds nothing then", error)
+            return np.zeros(self.mask.shape, dtype=bool)
         return found[0, 0].numpy() > QUANTA // 2
 
     def _in_file(self, voxels: np.ndarray) -> tuple[tuple[float, ...], ...]:

@@ -13,6 +13,7 @@ from tests.scripts.models.tiny_networks import TINY_SEGVOL, tiny_segvol
 from tools.phantom import write_cohort
 
 TRAIN, EVALUATE = ["train.json"], ["train.json", "evaluate.json"]
+ORGANS = [2, 3, 6]  # kidneys and liver
 TINY = {f"network_def#{key}": value for key, value in TINY_SEGVOL.items()}
 TINY |= {"num_workers": 0, "organs_per_sample": 2, "pseudo_per_sample": 2}
 TRAINING = {"max_epochs": 2, "val_interval": 1, "warmup_epochs": 1, "learning_rate": 0.01}
@@ -21,8 +22,8 @@ TRAINING = {"max_epochs": 2, "val_interval": 1, "warmup_epochs": 1, "learning_ra
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Two phantoms for training, one each for validation and test."""
-    folder = tmp_path_factory.mktemp("torso")
-    return write_cohort(folder, cases=4, seed=3, shape=(40, 32, 36), spacing_mm=(7.5, 6.9, 7.2)).parent
+    grid = {"shape": (40, 32, 36), "spacing_mm": (7.5, 6.9, 7.2)}
+    return write_cohort(tmp_path_factory.mktemp("torso"), cases=4, seed=3, organs=ORGANS, **grid).parent
 
 
 def settings(data, folder, **more):

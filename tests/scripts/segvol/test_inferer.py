@@ -4,7 +4,8 @@ import torch
 from monai.data import MetaTensor
 
 from scripts.common.errors import InputError
-from scripts.segvol.inferer import QUANTA, ZoomInferer
+from scripts.segvol.coarse import QUANTA
+from scripts.segvol.inferer import ZoomInferer
 from scripts.segvol.prompt_files import Prompt
 from scripts.segvol.prompts import PromptBook
 
@@ -189,6 +190,16 @@ def test_prompts_that_mean_nothing_are_refused_before_anything_is_predicted(prom
     with pytest.raises(InputError, match=message):
         inferer_of().segment(image_of(volume), network, [Prompt("x", text="x"), prompt])
     assert network.encoded == 0
+
+
+def test_point_in_the_lungs_is_not_on_air():
+    """Whose intensity is 0 too, but which the body surrounds."""
+    volume = torch.zeros(9, 16, 16)
+    volume[:, 2:14, 2:14] = 1
+    volume[:, 5:11, 5:11] = 0
+    inferer_of().segment(image_of(volume), Stub(), [Prompt("a", points=((4, 8, 8),))])
+    with pytest.raises(InputError, match="on air"):
+        inferer_of().segment(image_of(volume), Stub(), [Prompt("a", points=((4, 8, 1),))])
 
 
 def test_case_without_prompt_wrong_shapes_and_options_are_refused():
