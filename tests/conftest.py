@@ -30,6 +30,22 @@ TINY = {
 PAPER = {"rule": "percentile", "features": ["normalized_volume", "sphericity", "eccentricity"], "votes": 2}
 TINY_OF = {
     "solf_filter": {"workers": 0, **PAPER, "epsilon_percent": 20},
+    "segvol": {
+        "text": ["liver"],
+        "network_def#spatial_size": [16, 32, 32],
+        "network_def#patch_size": [4, 8, 8],
+        "network_def#hidden_size": 16,
+        "network_def#mlp_dim": 24,
+        "network_def#num_layers": 1,
+        "network_def#num_heads": 2,
+        "network_def#decoder_heads": 2,
+        "network_def#decoder_mlp_dim": 12,
+        "network_def#text_width": 8,
+        "network_def#text_layers": 1,
+        "network_def#text_heads": 2,
+        "network_def#text_mlp_dim": 12,
+        "num_workers": 0,
+    },
     "ultrabones": {
         "network_def#blocks": [1, 1, 1, 1],
         "network_def#features": [4, 4, 4, 8],

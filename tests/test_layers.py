@@ -13,7 +13,7 @@ LAYERS = (
     {"inference"},
     {"data"},
     {"training", "scoring", "preview", "etta"},
-    {"brats", "solf", "ukbb", "ultrabones", "universeg"},
+    {"brats", "segvol", "solf", "ukbb", "ultrabones", "universeg"},
     {"pretrain"},
 )
 PACKAGES = sorted(path.name for path in (ROOT / "scripts").iterdir() if (path / "__init__.py").is_file())

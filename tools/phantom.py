@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from tools.phantom_cohort import run_command, write_datalist, write_volumes
@@ -22,6 +23,7 @@ def write_cohort(
     seed: int = 0,
     shape: Sequence[int] = DEFAULT_SHAPE,
     spacing_mm: Sequence[float] = DEFAULT_SPACING_MM,
+    organs: Sequence[int] = (),
 ) -> Path:
     """Write a Decathlon-style data set: the last case for test, the one before for validation.
 
@@ -31,6 +33,7 @@ def write_cohort(
         seed: not negative; the same seed gives the same bytes.
         shape: voxels along right, anterior, superior, before a case's stored orientation permutes them.
         spacing_mm: voxel size along the same axes, in mm.
+        organs: numbers of those that are labelled; empty: all.
 
     Returns:
         The path of dataset_0.json.
@@ -40,16 +43,17 @@ def write_cohort(
     """
     out = Path(out_dir)
     items = [_files(index, suffix="Ts" if index == cases - 1 else "Tr") for index in range(cases)]
-    write_volumes(out, items, torso_phantom, seed=seed, shape=shape, spacing_mm=spacing_mm)
+    write_volumes(out, items, partial(torso_phantom, organs=organs), seed=seed, shape=shape, spacing_mm=spacing_mm)
     for index in range(cases):
         # A cohort of another size may have left this patient on the other side of the split.
         for path in _files(index, suffix="Tr" if index == cases - 1 else "Ts").values():
             (out / path).unlink(missing_ok=True)
+    names = {TISSUES[name].label: name for name in ORGANS}
     content = {
         "name": "torso phantoms",
         "description": f"Synthetic portal-venous CT torsos from tools/phantom.py, seed {seed}; no patients",
         "modality": {"0": "CT"},
-        "labels": {"0": "background"} | {str(TISSUES[name].label): name for name in ORGANS},
+        "labels": {"0": "background"} | {str(n): name for n, name in names.items() if not organs or n in organs},
         "training": items[:-2],
         "validation": items[-2:-1],
         "test": items[-1:],

@@ -44,7 +44,12 @@ def settings_page(bundle: Path) -> str:
 
 
 def _example(bundle: Path) -> str:
-    examples = {"solf_filter": "workers 4", "universeg": "support_size 16", "ultrabones": "white 65535"}
+    examples = {
+        "solf_filter": "workers 4",
+        "universeg": "support_size 16",
+        "ultrabones": "white 65535",
+        "segvol": "zoom_in false",
+    }
     return examples.get(bundle.name, "spacing_mm '[1.5, 1.5, 2.0]'")
 
 
@@ -73,7 +78,7 @@ def _with_base(config: Path, own: set[str], raw: dict[str, Any]) -> list[Path]:
         return [config]
     parts = " ".join(raw)
     names = ["inference.json"]
-    if re.search("validate|train|loss", parts) or "rule" in own:
+    if re.search("validate|train|loss|datalist", parts) or "rule" in own:
         names = ["train.json", "evaluate.json"] if "+validate" in parts else ["train.json"]
     return [*map(config.with_name, names), config]
 

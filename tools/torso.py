@@ -139,6 +139,7 @@ def torso_phantom(
     rng: np.random.Generator,
     shape: Sequence[int] = DEFAULT_SHAPE,
     spacing_mm: Sequence[float] = DEFAULT_SPACING_MM,
+    organs: Sequence[int] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Make one phantom on a grid whose axes run to the patient's right, front and head (RAS).
 
@@ -149,6 +150,7 @@ def torso_phantom(
         rng: source of randomness.
         shape: voxels along right, anterior, superior.
         spacing_mm: voxel size along the same axes, in mm.
+        organs: numbers of those that are labelled; empty: all.
 
     Returns:
         The image (int16, HU) and the label (uint8, BTCV numbers 1 to 13), both of the given shape.
@@ -163,6 +165,8 @@ def torso_phantom(
     missing = [name for name in ORGANS if not (label == TISSUES[name].label).any()]
     if missing:
         raise ValueError(f"shape={tuple(shape)} leaves no voxel of {missing}; give more and smaller voxels")
+    if organs:
+        label[~np.isin(label, organs)] = 0
     return _acquire(rng, codes, anatomy.hu, spacing_mm), label
 
 

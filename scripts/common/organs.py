@@ -176,6 +176,16 @@ def organ_name(name: str) -> str:
     return _BY_LOWER_NAME.get(organ.lower(), organ)
 
 
+def spoken_name(name: str) -> str:
+    """Return the name of an organ as a text has it: spaces for underscores, and the side first.
+
+    >>> [spoken_name(name) for name in ("kidney_left", "lung_upper_lobe_right", "liver", "left kidney", "IVD")]
+    ['left kidney', 'right lung upper lobe', 'liver', 'left kidney', 'IVD']
+    """
+    words = name.replace("_", " ").split()
+    return " ".join(sorted(words, key=lambda word: word.lower() not in ("left", "right")))
+
+
 def organ_ids(name: str) -> tuple[int, ...]:
     """Return the ids of the organs that a structure is made of: usually one, several of a whole lung, none if unknown.
 

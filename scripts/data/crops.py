@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,8 +26,8 @@ class RandCropByPlacesd(Randomizable, MapTransform, MultiSampleTrait):
     crops cannot be inverted. The same state of the random numbers gives the same crops of tensors and of the store.
 
     Boxes lie inside of the volume. Along an axis on which it is smaller than the box, it stands in the middle of the
-    box, and its edge slices are repeated, as in `SlidingWindowInferer` with `padding_mode="replicate"`. If a case has
-    no foreground, all crops show background, and the other way round.
+    box, and is padded as in `SlidingWindowInferer` with `padding_mode` "replicate" or "constant". If a case has no
+    foreground, all crops show background, and the other way round.
 
     Args:
         keys: keys to cut, on one grid.
@@ -37,6 +37,7 @@ class RandCropByPlacesd(Randomizable, MapTransform, MultiSampleTrait):
         neg: weight of crops centred on background.
         class_balanced: draw the class of a foreground centre first, all with the same probability; otherwise a class
             has the share of its voxels.
+        padding_mode: "edge" repeats the edge slices of a volume that is smaller than the box, "constant" adds zeros.
         allow_missing_keys: skip keys that the case lacks.
 
     Shape:
@@ -55,6 +56,7 @@ class RandCropByPlacesd(Randomizable, MapTransform, MultiSampleTrait):
         pos: float = 1.0,
         neg: float = 1.0,
         class_balanced: bool = False,
+        padding_mode: Literal["edge", "constant"] = "edge",
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
@@ -62,6 +64,7 @@ class RandCropByPlacesd(Randomizable, MapTransform, MultiSampleTrait):
             raise InputError(f"pos is {pos} and neg {neg}: give weights of 0 or more, one of them above 0.")
         self.spatial_size, self.num_samples = tuple(spatial_size), num_samples
         self.foreground_share, self.class_balanced = pos / (pos + neg), class_balanced
+        self.padding_mode = padding_mode
 
     def randomize(self, places: Places, shape: Sequence[int]) -> list[np.ndarray]:
         """Draw the first voxels of the crops.
@@ -101,13 +104,18 @@ class RandCropByPlacesd(Randomizable, MapTransform, MultiSampleTrait):
         rest = {key: value for key, value in data.items() if key not in volumes and key != PLACES}
         rest = {key: value.read() if isinstance(value, ChunkedVolume) else value for key, value in rest.items()}
         return [
-            {**deepcopy(rest), **{key: _crop(value, start, self.spatial_size, n) for key, value in volumes.items()}}
+            {**deepcopy(rest), **{key: self._cut(value, start, n) for key, value in volumes.items()}}
             for n, start in enumerate(starts)
         ]
 
+    def _cut(self, volume: torch.Tensor | ChunkedVolume, start: np.ndarray, number: int) -> torch.Tensor:
+        return _crop(volume, start, self.spatial_size, number, self.padding_mode)
 
-def _crop(volume: torch.Tensor | ChunkedVolume, start: np.ndarray, size: Sequence[int], number: int) -> torch.Tensor:
-    """Cut a box, with the edge slices repeated outside of the volume, and move the affine to its first voxel."""
+
+def _crop(
+    volume: torch.Tensor | ChunkedVolume, start: np.ndarray, size: Sequence[int], number: int, padding_mode: str
+) -> torch.Tensor:
+    """Cut a box, padded outside of the volume, and move the affine to its first voxel."""
     ends = np.minimum(start + size, volume.shape[1:])
     box = [slice(max(0, first), end) for first, end in zip(start.tolist(), ends.tolist(), strict=True)]
     is_stored = isinstance(volume, ChunkedVolume)
@@ -115,7 +123,7 @@ def _crop(volume: torch.Tensor | ChunkedVolume, start: np.ndarray, size: Sequenc
     crop = values if is_stored else values.clone()
     if crop.shape[1:] != tuple(size):
         outside = [(b.start - s, s + n - b.stop) for b, s, n in zip(box, start.tolist(), size, strict=True)]
-        crop = torch.as_tensor(np.pad(values, [(0, 0), *outside], mode="edge"))
+        crop = torch.as_tensor(np.pad(values, [(0, 0), *outside], mode=padding_mode))
     like = volume.like if is_stored else volume
     if not isinstance(like, MetaTensor):
         return crop

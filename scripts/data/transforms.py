@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 from monai.config import KeysCollection
@@ -113,10 +114,11 @@ class RandLeftRightFlipd(RandomizableTransform, MapTransform):
     The published code does not swap the labels, so that the network learns right kidneys as left ones.
 
     Args:
-        keys: keys to mirror, oriented so that spatial axis 0 runs left-right (RAS).
+        keys: keys to mirror.
         label_key: the one of `keys` that holds class ids.
         pairs: pairs of class ids to swap; see `scripts.common.organs.left_right_pairs`.
         prob: probability that a case is mirrored.
+        spatial_axis: the axis that runs left-right, 0 of RAS; None: the one that the affine of the label says.
         allow_missing_keys: skip keys that the case lacks.
 
     Shape:
@@ -134,11 +136,12 @@ class RandLeftRightFlipd(RandomizableTransform, MapTransform):
         label_key: str = "label",
         pairs: Sequence[tuple[int, int]],
         prob: float = 0.5,
+        spatial_axis: int | None = 0,
         allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, prob)
-        self.label_key = label_key
+        self.label_key, self.spatial_axis = label_key, spatial_axis
         self.swapped = {label: other for a, b in pairs for label, other in ((a, b), (b, a))}
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -147,10 +150,21 @@ class RandLeftRightFlipd(RandomizableTransform, MapTransform):
         self.randomize(None)
         if not self._do_transform:
             return d
+        axis = left_right_axis(d[self.label_key].affine) if self.spatial_axis is None else self.spatial_axis
         for key in self.key_iterator(d):
             values = self.swapped if key == self.label_key else {}
-            d[key] = renumber(torch.flip(d[key], dims=[1]), values)
+            d[key] = renumber(torch.flip(d[key], dims=[1 + axis]), values)
         return d
+
+
+def left_right_axis(affine: torch.Tensor) -> int:
+    """Return the axis of voxels that runs left-right, or most nearly so.
+
+    >>> left_right_axis(torch.tensor([[0.0, 0, 2, 0], [0, 2, 0, 0], [3, 0, 0, 0], [0, 0, 0, 1]]))
+    2
+    """
+    codes = nib.aff2axcodes(np.asarray(affine))
+    return next(axis for axis, code in enumerate(codes) if code in "LR")
 
 
 class WarnImplausibled(MapTransform):

@@ -19,6 +19,7 @@ from PIL import Image
 from scripts.common.files import atomic_path
 from scripts.common.names import printable
 from scripts.preview.colors import RGB
+from scripts.preview.marks import Mark, draw_marks, middle_of, to_ras_marks
 from scripts.preview.rendering import (
     CT_WINDOW_HU,
     PLANES,
@@ -55,6 +56,7 @@ def preview_png(
     class_names: Mapping[int, str],
     window: IntensityWindow | None = CT_WINDOW_HU,
     title: str = "",
+    marks: Sequence[Mark] = (),
 ) -> None:
     """Draw an axial, a coronal and a sagittal slice with the organs of the prediction, below with those of the label.
 
@@ -71,6 +73,7 @@ def preview_png(
         class_names: class id to organ.
         window: intensities shown as black and white; None takes the 1st and 99th percentile, as MR needs.
         title: headline, such as the case.
+        marks: what the user gave, drawn over the slices; if the maps are empty, the slices go through the first.
 
     Shape:
         image, pred, label: (X, Y, Z).
@@ -88,13 +91,17 @@ def preview_png(
     """
     maps = {"prediction": pred} if label is None else {"prediction": pred, "reference": label}
     scene = make_scene(image, maps, affine=affine, class_names=class_names, window=window)
-    indices = best_slices(next((m for m in scene.maps.values() if m.any()), scene.maps["prediction"]))
+    marks = to_ras_marks(marks, affine, np.shape(image))
+    shown_map = next((m for m in scene.maps.values() if m.any()), None)
+    middle = middle_of(marks) if shown_map is None else None
+    indices = middle or best_slices(scene.maps["prediction"] if shown_map is None else shown_map)
     slices = [extract_slice(volume, plane, indices[plane]) for volume in scene.maps.values() for plane in PLANES]
     shown = sorted({int(class_id) for labels in slices for class_id in np.unique(labels)} - {0})
     figure, rows = _lay_out(scene, title, shown)
     for name, axes in rows.items():
         for plane, axis in axes.items():
             _draw_panel(axis, scene, name, plane, indices[plane])
+            draw_marks(axis, scene, marks, plane, indices[plane])
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     with atomic_path(path) as temporary:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from scripts.solf.runs import compiled
+from scripts.common.jit import compiled
 
 
 def replace_labels(labels: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -1,32 +1,21 @@
 """Measure every label of a volume in one pass over its runs of equal voxels.
 
 A run is a stretch of one label along the last axis, so the work grows with the surface of the labels and not with
-their number. numba compiles these functions at the first call and caches the result beside this file, or in the user's
-cache folder if the package is read-only.
+their number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import numba
 import numpy as np
 
+from scripts.common.jit import compiled
 from scripts.solf.contacts import MAX_CONTACT_LABELS
 from scripts.solf.marching_cubes import reordered
 
 _SYMMETRIC = np.array([[4, 5, 6], [5, 7, 8], [6, 8, 9]])  # where `sums` holds xx to zz
 _END = np.int32(2**31 - 1)  # after the last change of a row
-
-
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function at its first call, without Python's lock."""
-    try:
-        return numba.njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # no folder that numba may write to: compile in every process
-        return numba.njit(nogil=True)(function)
 
 
 @dataclass(frozen=True)

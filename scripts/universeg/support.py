@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -16,6 +15,7 @@ from scripts.common.errors import InputError, raise_all
 from scripts.common.grids import Grid, describe_mismatch
 from scripts.common.label_maps import MAX_CLASS_ID, as_label_array
 from scripts.common.names import printable, unique_names
+from scripts.data.class_names import read_class_names
 from scripts.data.datalist import load_datalist, pair_folders
 
 FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"))
@@ -120,23 +120,6 @@ def list_support(source: Path) -> list[dict[str, str]]:
     return [
         {"image": pair["image"], "mask": pair["label"], "case": name} for pair, name in zip(pairs, names, strict=True)
     ]
-
-
-def read_class_names(source: Path) -> dict[int, str]:
-    """Read the names of classes that a support set gives; none if it gives none.
-
-    Raises:
-        InputError: they are not ids and names.
-    """
-    file = source if source.suffix == ".json" else source / "labels.json"
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        named = content.get("labels", {}) if source.suffix == ".json" else content
-        return {int(class_id): str(name) for class_id, name in named.items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise InputError(f'{printable(file)}: give the names of classes as {{"1": "spleen"}} ({error}).') from error
 
 
 def case_slices(case: Mapping[str, Any]) -> list[SupportSlice]:

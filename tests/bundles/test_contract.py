@@ -41,7 +41,7 @@ def bundle(request):
 def data_of(torso_data, label_data, brain_data, dixon_data, ultrasound_data):
     """A small data set for each bundle."""
     own = {"swin_bob_btcv": torso_data, "swin_bob_brats": brain_data, "universeg": torso_data}
-    own["ultrabones"] = ultrasound_data
+    own |= {"ultrabones": ultrasound_data, "segvol": torso_data}
     return {**own, "swin_bob_pretrain": dixon_data, "solf_filter": label_data}
 
 
@@ -153,6 +153,7 @@ def test_network_maps_the_declared_input_to_the_declared_output(bundle, tmp_path
     folder = bundle / "configs"
     name = "inference.json"
     options = {key: value for key, value in tiny(bundle).items() if key.startswith("network_def")}
+    options.pop("network_def#spatial_size", None)  # of segvol, which takes images of one size alone
     if bundle.name == "universeg":  # with a support set
         sizes = configs(bundle)["metadata.json"]["network_data_format"]["inputs"]["image"]["spatial_shape"]
         support = torch.rand(1, 2, 1, *sizes)
@@ -255,6 +256,10 @@ def resolved(bundle, name, **overrides):
     return parser
 
 
+CLICKS = "scripts.segvol.viewer.ViewerPromptsd"
+"""Adds what somebody clicks in MONAI Label, which leaves the image as it is."""
+
+
 def test_train_and_inference_agree_on_the_network(bundle):
     if not (bundle / "configs" / "train.json").is_file():
         pytest.skip(f"{bundle.name} does not train")
@@ -274,7 +279,7 @@ def test_train_and_inference_agree_on_settings_and_deterministic_transforms(bund
     for key in ("patch_size", "spacing_mm", "speed", "sw_overlap", "legacy_merging"):
         assert train.get(key) == infer.get(key), key
     ours = train["train"]["deterministic_transforms"]
-    theirs = infer["preprocessing"]["transforms"]
+    theirs = [one for one in infer["preprocessing"]["transforms"] if one["_target_"] != CLICKS]
     assert len(ours) == len(theirs)
     for index, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         assert set(a) == set(b)
@@ -286,8 +291,8 @@ def test_validation_and_inference_agree_on_the_inferer(bundle):
     loaded = configs(bundle)
     if "validate" not in loaded.get("train.json", {}):
         pytest.skip(f"{bundle.name} does not validate while it trains")
-    if bundle.name == "universeg":
-        pytest.skip("validation predicts episodes, which hold their support; the inferer adds it")
+    if bundle.name in ("universeg", "segvol"):
+        pytest.skip("validation predicts episodes, which hold their support or prompts; the inferer adds it")
     ours, theirs = loaded["train.json"]["validate"]["inferer"], loaded["inference.json"]["inferer"]
     differing = {key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key)}
     assert differing <= {"progress", "device"}
@@ -379,6 +384,7 @@ def undeclared_modules(declared):
 
 NEEDED_BY = {
     "SwinUNETR": "einops",
+    "scripts.models.segvol.SegVol": "einops",
     "TensorBoardStatsHandler": "tensorboard",
     "scripts.models.compiled.CompiledNetwork": "openvino",
 }

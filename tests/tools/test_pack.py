@@ -78,6 +78,7 @@ def test_modules_in_expressions_are_packed_too():
         ("swin_bob_pretrain", ("scripts/brats", "scripts/solf/report", "solf/workflow", "btcv")),
         ("ultrabones", ("scripts/brats", "scripts/etta", "scripts/solf", "swin_unetr", "scripts/universeg", "btcv")),
         ("universeg", ("scripts/brats", "scripts/etta", "scripts/solf", "swin_unetr", "scripts/pretrain", "btcv")),
+        ("segvol", ("scripts/brats", "scripts/etta", "scripts/solf", "scripts/universeg", "btcv")),
         ("solf_filter", ("scripts/brats", "scripts/etta", "swin_unetr", "scripts/training", "scripts/io/dicom.py")),
     ],
 )
@@ -248,8 +249,8 @@ def test_weights_that_do_not_load_are_refused(bundle, tmp_path, write, message):
     [
         (
             ["solf_filter", "nope"],
-            "error: nope: no such bundle; give some of solf_filter, swin_bob_brats, swin_bob_btcv, swin_bob_pretrain, "
-            "ultrabones, universeg",
+            "error: nope: no such bundle; give some of segvol, solf_filter, swin_bob_brats, swin_bob_btcv, "
+            "swin_bob_pretrain, ultrabones, universeg",
         ),
         (["../tests"], "error: ../tests: no such bundle; give some of"),
         (["solf_filter", "--out", str(ROOT / "LICENSE")], "LICENSE: cannot be written (File exists); set another out"),

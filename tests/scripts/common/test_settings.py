@@ -13,6 +13,8 @@ from scripts.preview.rendering import PLANES
 from scripts.solf.filter import REJECTED
 from scripts.solf.fitting import Rule
 from scripts.solf.thresholds import FEATURES
+from scripts.segvol.inferer import OVERLAPS
+from scripts.segvol.prompt_files import SPACES
 from scripts.universeg.inferer import SUPPORT_CHOICES
 from scripts.universeg.study import LEAVE_OUT
 from scripts.universeg.transforms import NORMALIZATIONS
@@ -62,6 +64,8 @@ def test_choices_are_those_of_the_code():
         "normalization": NORMALIZATIONS,
         "support_choice": SUPPORT_CHOICES,
         "leave_out": LEAVE_OUT,
+        "overlaps": OVERLAPS,
+        "space": SPACES,
     }
     assert {name: tuple(declarations()[name]["enum"]) for name in choices} == choices
     assert tuple(declarations()["features"]["items"]["enum"]) == FEATURES

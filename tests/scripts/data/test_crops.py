@@ -44,14 +44,15 @@ def stored(case, tmp_path, *, mmap=True):
     return read_case(tmp_path / "case.pt", list(case), mmap=mmap, verify=True)
 
 
+@pytest.mark.parametrize("padding_mode", ["edge", "constant"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_crops_are_those_of_monai_with_the_same_centres(shape, monkeypatch):
+def test_crops_are_those_of_monai_with_the_same_centres(shape, padding_mode, monkeypatch):
     """Padded as `SpatialPadd` does, cut as `SpatialCropd` does, with the same affine."""
     case = ForegroundPlacesd()(make_case(shape))
-    cut = cropper()
+    cut = cropper(padding_mode=padding_mode)
     starts = cut.randomize(case[PLACES], shape)
     monkeypatch.setattr(cut, "randomize", lambda *_: starts)
-    padded = SpatialPadd(KEYS, spatial_size=SIZE, mode="edge")(make_case(shape))
+    padded = SpatialPadd(KEYS, spatial_size=SIZE, mode=padding_mode)(make_case(shape))
     for start, crop in zip(starts, cut(case), strict=True):
         first = np.maximum(start, 0)
         expected = SpatialCropd(KEYS, roi_start=first, roi_end=first + SIZE)(padded)

@@ -140,6 +140,20 @@ def test_flip_swaps_the_kidneys(kidneys):
     assert torch.equal(flipped["image"], torch.flip(kidneys["image"], [1]))
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_flip_finds_the_axis_that_runs_left_right(kidneys, axis):
+    """Of volumes whose slices come first, for instance."""
+    affine = torch.eye(4)
+    affine[:3, :3] = torch.roll(torch.diag(torch.tensor([-2.0, 3, 4])), axis, dims=1)
+    turned = {key: MetaTensor(value, affine=affine) for key, value in kidneys.items()}
+    by_affine, by_axis = (
+        RandLeftRightFlipd(["image", "label"], pairs=KIDNEYS, prob=1.0, spatial_axis=given)(turned)
+        for given in (None, axis)
+    )
+    for key in ("image", "label"):
+        assert torch.equal(by_affine[key], by_axis[key])
+
+
 def test_flip_swaps_every_pair_of_the_72_organs_at_once():
     label = torch.arange(73).reshape(1, 73, 1, 1)
     flipped = RandLeftRightFlipd("label", pairs=left_right_pairs(ORGANS), prob=1.0)({"label": label})["label"]

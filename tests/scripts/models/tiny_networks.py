@@ -1,8 +1,9 @@
-"""A tiny Swin UNETR and files of its weights, for the tests of this folder."""
+"""Tiny networks and files of their weights, for tests."""
 
 import torch
 from monai.networks.nets import SwinUNETR
 
+from scripts.models.segvol import SegVol
 from scripts.models.swin_unetr import is_legacy, is_marker, patch_merging
 
 PATCH_EMBEDDING = "swinViT.patch_embed.proj.weight"
@@ -56,3 +57,24 @@ def self_supervised(state):
         "module.convTrans3d.weight": torch.rand(192, 1, 2, 2, 2),
     }
     return {"state_dict": encoder | heads, "epoch": 7, "optimizer": {"param_groups": [{"lr": 1e-4}]}}
+
+
+TINY_SEGVOL = {
+    "spatial_size": [16, 32, 48],
+    "patch_size": [4, 8, 8],
+    "hidden_size": 16,
+    "mlp_dim": 24,
+    "num_layers": 2,
+    "num_heads": 2,
+    "decoder_heads": 2,
+    "decoder_mlp_dim": 12,
+    "text_width": 8,
+    "text_layers": 2,
+    "text_heads": 2,
+    "text_mlp_dim": 12,
+}
+
+
+def tiny_segvol(*, seed=0, **changes):
+    torch.manual_seed(seed)
+    return SegVol(**TINY_SEGVOL | changes).eval()

@@ -1,4 +1,4 @@
-from scripts.solf import runs
+from scripts.common import jit
 
 
 def test_compiles_without_a_cache_if_numba_cannot_write_one(monkeypatch):
@@ -7,5 +7,5 @@ def test_compiles_without_a_cache_if_numba_cannot_write_one(monkeypatch):
             raise RuntimeError("cannot cache function: no locator available")
         return lambda function: (function, nogil)
 
-    monkeypatch.setattr(runs.numba, "njit", njit)
-    assert runs.compiled(len) == (len, True)
+    monkeypatch.setattr(jit.numba, "njit", njit)
+    assert jit.compiled(len) == (len, True)

@@ -1,0 +1,146 @@
+"""Measure SegVol at full size: `python -m benchmarks.segvol_network`.
+
+On one core, with random weights: time of the image encoder with plain attention against that of torch's fused one, of
+a first against a second prompt of the same place, as ratios of alternating runs; and peak memory of the whole way of a
+CT of 512 x 512 x 300 voxels from file to label map. Writes `results/segvol_network.csv`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import torch
+from monai.bundle import ConfigParser
+
+from scripts.common.files import write_table
+from scripts.models.segvol import SegVol
+from scripts.segvol.inferer import ZoomInferer
+from scripts.segvol.prompt_files import Prompt
+from scripts.segvol.prompts import PromptBook
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).parent / "results"
+CT_SHAPE, REPEATS = (512, 512, 300), 3
+PROMPTS = [
+    Prompt("first", box=(200, 200, 140, 260, 270, 155), class_id=1),
+    Prompt("second", points=((230, 240, 148),), box=(205, 200, 140, 262, 270, 156), class_id=1),
+]
+logger = logging.getLogger("segvol_network")
+
+
+def full_size() -> SegVol:
+    """Return a network of random weights that finds nothing, so that windows lie around the prompt alone."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    network = SegVol().eval().requires_grad_(False)
+    last = network.mask_decoder.output_hypernetworks_mlps[0].layers[2]
+    last.weight.zero_()
+    last.bias.zero_()
+    return network
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Return the processor time of a call."""
+    start = time.process_time()
+    call()
+    return time.process_time() - start
+
+
+def encoder_rows() -> list[dict[str, object]]:
+    """Compare both kinds of attention of the image encoder, and the decoder."""
+    network, image = full_size(), torch.rand(1, 1, 32, 256, 256)
+    embedding = network.encode_image(image)
+    times: dict[str, list[float]] = {"plain attention": [], "fused attention": [], "decoder": []}
+    for _ in range(REPEATS):
+        for name, fused in (("plain attention", False), ("fused attention", True)):
+            for block in network.image_encoder.blocks:
+                block.attn.use_flash_attention = fused
+            times[name].append(seconds(lambda: network.encode_image(image)))
+        times["decoder"].append(
+            seconds(lambda: network.decode(embedding, boxes=torch.tensor([[5, 50, 50, 9, 99, 99]])))
+        )
+    medians = {name: float(np.median(values)) for name, values in times.items()}
+    logger.info("seconds of processor time: %s", {name: round(value, 2) for name, value in medians.items()})
+    return [
+        {
+            "what": f"time of the image encoder, {name}" if "att" in name else f"time of the {name}",
+            "ratio": value / medians["plain attention"],
+        }
+        for name, value in medians.items()
+    ]
+
+
+def case(folder: str) -> tuple[object, ConfigParser]:
+    """Return a CT of random values, preprocessed as the bundle does, and the bundle's config."""
+    path = Path(folder, "ct.nii.gz")
+    voxels = np.random.default_rng(0).integers(0, 200, CT_SHAPE, dtype=np.int16)
+    voxels[:40] = voxels[-40:] = -1000
+    nib.save(nib.Nifti1Image(voxels, np.diag([0.8, 0.8, 1.5, 1])), path.with_suffix(""))
+    parser = ConfigParser()
+    parser.read_config(ROOT / "bundles" / "segvol" / "configs" / "inference.json")
+    parser["output_dir"] = folder
+    return {"image": str(path.with_suffix("")), "case": "ct"}, parser
+
+
+def whole_case() -> dict[str, float]:
+    """Return the time of two prompts of a large CT, and the peak memory of the process."""
+    with tempfile.TemporaryDirectory() as folder:
+        item, parser = case(folder)
+        base = peak_megabytes()
+        data = parser.get_parsed_content("preprocessing")(item)
+        book = PromptBook()
+        book.__dict__["prompts"] = PROMPTS[:1]
+        network, inferer = full_size(), ZoomInferer(book)
+        found = {"first": [], "second": []}
+        for _ in range(REPEATS):
+            inferer.embeddings.image = None  # as for a new case
+            for prompt in PROMPTS:
+                found[prompt.name].append(seconds(lambda p=prompt: inferer.segment(data["image"][None], network, [p])))
+        pred = inferer.segment(data["image"][None], network, PROMPTS[:1])[0]
+        parser["prompt_book"] = book
+        parser.get_parsed_content("postprocessing")({**data, "pred": pred})
+        peak = peak_megabytes()
+    return {**{name: float(np.median(values)) for name, values in found.items()}, "peak": peak, "made": base}
+
+
+def peak_megabytes() -> float:
+    """Return the peak memory of this process."""
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1e3
+
+
+def main() -> int:
+    """Measure, and write the table."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        whole = pool.apply(whole_case)
+    logger.info("whole case: %s", {name: round(value, 1) for name, value in whole.items()})
+    size = " x ".join(map(str, CT_SHAPE))
+    rows = encoder_rows()
+    rows.append(
+        {
+            "what": f"time of the first prompt of a CT of {size} against the second",
+            "ratio": whole["first"] / whole["second"],
+        }
+    )
+    rows.append({"what": f"peak memory of a CT of {size}", "megabytes": whole["peak"]})
+    table = pd.DataFrame(rows)
+    write_table(table, RESULTS / "segvol_network.csv", decimals=3)
+    logger.info("\n%s", table.to_string(index=False))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

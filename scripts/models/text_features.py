@@ -1,0 +1,97 @@
+"""What the frozen text tower of SegVol makes of names of organs, computed when needed or stored in a file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from scripts.common.errors import InputError
+from scripts.common.names import printable
+from scripts.models.clip_tokens import SENTENCE, tokenize
+from scripts.models.segvol import SegVol
+from scripts.models.weight_files import read_file, save
+
+_NAMES_AT_ONCE = 16
+
+
+class TextFeatures:
+    """Embeddings of texts: from a file where it has them, else by tokenizer and text tower, each text once.
+
+    The tower is never trained, so that a file serves all weights that were fine-tuned from the same.
+
+    Args:
+        path: of a file that `write_text_features` wrote; "": none.
+
+    Raises:
+        InputError: when it is used: the file cannot be read or is of another text tower, or a text is neither in the
+            file nor can be tokenized.
+    """
+
+    def __init__(self, path: str | Path = "") -> None:
+        self.path = Path(path) if str(path) else None
+        self._stored: dict[str, dict[str, torch.Tensor]] = {}  # of a tower, text to features
+
+    def __call__(self, network: SegVol, texts: Sequence[str]) -> torch.Tensor:
+        """Return the embeddings of texts, (len(texts), C), on the network's device."""
+        known = self._of_tower(network)
+        texts = [" ".join(text.lower().split()) for text in texts]
+        if missing := sorted({text for text in texts if text not in known}):
+            known |= compute(network, missing)
+        device = next(network.parameters()).device
+        return network.align_text(torch.stack([known[text] for text in texts]).to(device))
+
+    def _of_tower(self, network: SegVol) -> dict[str, torch.Tensor]:
+        tower = tower_digest(network.state_dict())
+        if tower not in self._stored:
+            self._stored[tower] = read_text_features(self.path, tower) if self.path else {}
+        return self._stored[tower]
+
+
+@torch.no_grad()
+def compute(network: SegVol, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Return the features of texts, (text_width,) each, on the CPU."""
+    found, device = {}, next(network.parameters()).device
+    for start in range(0, len(texts), _NAMES_AT_ONCE):
+        some = texts[start : start + _NAMES_AT_ONCE]
+        found |= dict(zip(some, network.text_features(tokenize(some).to(device)).float().cpu(), strict=True))
+    return found
+
+
+def write_text_features(network: SegVol, names: Sequence[str], path: Path) -> None:
+    """Store the features of texts."""
+    texts = sorted({" ".join(name.lower().split()) for name in names})
+    content = {"features": compute(network, texts), "sentence": SENTENCE, "tower": tower_digest(network.state_dict())}
+    save(content, path)
+
+
+def read_text_features(path: Path, tower: str) -> dict[str, torch.Tensor]:
+    """Read stored features.
+
+    Args:
+        path: of the file.
+        tower: `tower_digest` of the network that they are for.
+
+    Raises:
+        InputError: it cannot be read, is no such file or of another tower.
+    """
+    content = read_file(path)
+    features = content.get("features") if isinstance(content, Mapping) else None
+    if not isinstance(features, Mapping) or not all(isinstance(value, torch.Tensor) for value in features.values()):
+        raise InputError(
+            f"{printable(path)}: holds no text features: give a file that scripts.convert_segvol --text_features wrote."
+        )
+    if content.get("tower") != tower or content.get("sentence") != SENTENCE:
+        raise InputError(
+            f"{printable(path)}: holds the text features of other weights: write it again with --text_features of "
+            "scripts.convert_segvol."
+        )
+    return dict(features)
+
+
+def tower_digest(state: Mapping[str, torch.Tensor]) -> str:
+    """Return a digest that differs between text towers, of a small part of their weights."""
+    key = "text_encoder.clip_text_model.text_model.embeddings.position_embedding.weight"
+    return hashlib.sha256(state[key].detach().cpu().float().contiguous().numpy().tobytes()).hexdigest()

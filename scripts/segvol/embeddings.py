@@ -1,0 +1,45 @@
+"""Embeddings of windows that are kept for further prompts."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+
+from scripts.common.errors import InputError
+from scripts.models.segvol import SegVol
+
+
+class Embeddings:
+    """The embeddings of windows of one image, those used last."""
+
+    def __init__(self, kept: int) -> None:
+        if kept < 1:
+            raise InputError(f"kept_embeddings is {kept}: give 1 or more.")
+        self.kept, self.image, self._known = kept, None, OrderedDict()
+
+    def use(self, image: torch.Tensor, network: SegVol) -> None:
+        """Forget all if the image or the weights are others than last time."""
+        weights = sum(parameter._version for parameter in network.image_encoder.parameters())
+        some = image[::2, ::5, ::7].double()  # enough to tell scans apart
+        digest = (
+            tuple(image.shape),
+            float(some.sum()),
+            float(some.square().sum()),
+            float(some.diff(dim=0).abs().sum()),
+        )
+        current = (digest, id(network), weights)
+        if current != self.image:
+            self.image = current
+            self._known.clear()
+
+    def get(self, key: Any, image: torch.Tensor, network: SegVol) -> torch.Tensor:
+        """Return the embedding of a window (1, 1, D, H, W), of a name that is its own in the image."""
+        if key in self._known:
+            self._known.move_to_end(key)
+        else:
+            self._known[key] = network.encode_image(image)
+            if len(self._known) > self.kept:
+                self._known.popitem(last=False)
+        return self._known[key]

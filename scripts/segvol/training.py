@@ -1,0 +1,102 @@
+"""The network as it is trained: an image is encoded once, and all prompts of a step are decoded from that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from scripts.models.clip_tokens import tokenize
+from scripts.models.segvol import SegVol
+from scripts.segvol.samples import PSEUDO
+
+MIXES = ("points+text", "box+text", "text", "box", "points", "box+points")
+"""The prompts of an organ; each organ of a step is asked for in all of these ways."""
+_PROMPTS = ("points", "point_labels", "boxes")
+
+
+class PromptedNetwork(nn.Module):
+    """Decode all prompts of the samples of a step from one encoding of their images.
+
+    Every organ is asked for by each of `MIXES`; pseudo masks, of which nobody knows a name, in turn by points and by a
+    box.
+
+    Args:
+        network: to train; its text tower stays as it is.
+        class_names: class id to the name that is its text.
+        use_checkpoint: decode each group of prompts again for its gradient instead of keeping what it computed; at full
+            size, where the encoder takes most of the time, it takes little more time and much less memory.
+
+    Shape:
+        - image: (B, 1, D, H, W).
+        - points, point_labels, boxes, organs: of S masks a sample, as `scripts.segvol.samples.DrawPromptsd` draws them.
+        - Output: logits (B, T, D, H, W), where T is 6 times the organs, mix by mix, and then the pseudo masks, as
+          `PrepareTargets` arranges the targets.
+    """
+
+    def __init__(self, network: SegVol, *, class_names: Mapping[int, str], use_checkpoint: bool = True) -> None:
+        super().__init__()
+        self.network, self.use_checkpoint = network, use_checkpoint
+        rows = torch.zeros(max(class_names) + 1, dtype=torch.int64)
+        rows[list(class_names)] = torch.arange(len(class_names))
+        self.register_buffer("rows", rows, persistent=False)
+        self.register_buffer("tokens", tokenize(list(class_names.values())), persistent=False)
+
+    def forward(self, image: torch.Tensor, *, organs: torch.Tensor, **prompts: torch.Tensor) -> torch.Tensor:
+        """Return the logits of all prompts; see the class."""
+        embedding = self.network.encode_image(image)
+        named = count_named(organs)
+        given = {key: prompts[key][:, :named] for key in _PROMPTS}
+        given["text"] = self._texts(organs[:, :named])
+        found = [self._decode(embedding, given, mix) for mix in MIXES]
+        for slot in range(named, organs.shape[1]):
+            one = {key: prompts[key][:, slot : slot + 1] for key in _PROMPTS}
+            found.append(self._decode(embedding, one, "box" if (slot - named) % 2 else "points"))
+        return torch.cat(found, dim=1)
+
+    def _texts(self, organs: torch.Tensor) -> torch.Tensor:
+        """Return the embedding of the name of each organ, (B, S, C)."""
+        classes, places = self.rows[organs.clamp(min=0)].unique(return_inverse=True)
+        with torch.no_grad():
+            features = self.network.text_features(self.tokens[classes])
+        return self.network.align_text(features)[places]
+
+    def _decode(self, embedding: torch.Tensor, prompts: Mapping[str, torch.Tensor], mix: str) -> torch.Tensor:
+        """Return the logits of (B, S, ...) prompts, of which a mix is used, (B, S, D, H, W)."""
+        kinds = mix.split("+")
+        wanted = {"points": "points", "point_labels": "points", "boxes": "box", "text": "text"}
+        given = {key: value.flatten(0, 1) for key, value in prompts.items() if wanted[key] in kinds}
+        count = prompts["points"].shape[1]
+        repeated = embedding.repeat_interleave(count, dim=0)
+        if self.use_checkpoint and torch.is_grad_enabled():
+            logits = checkpoint(self.network.decode, repeated, use_reentrant=False, **given)
+        else:
+            logits = self.network.decode(repeated, **given)
+        return logits[:, 0].unflatten(0, (-1, count))
+
+
+def count_named(organs: torch.Tensor) -> int:
+    """Return how many of the masks of each sample are organs: pseudo masks are last.
+
+    >>> count_named(torch.tensor([[3, -1, 0, 0]]))
+    2
+    """
+    return int((organs[0] != PSEUDO).sum())
+
+
+class PrepareTargets:
+    """Give the network its prompts, and the loss a target for each of its channels; see `PromptedNetwork`."""
+
+    def __call__(
+        self, batch: Mapping[str, Any], device: Any = None, non_blocking: bool = False, **options: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple, dict[str, torch.Tensor]]:
+        """Return image, targets (B, T, D, H, W) int8, and prompts; as `monai.engines.utils.PrepareBatch`."""
+        keys = ("image", "target", "organs", *_PROMPTS)
+        moved = {key: batch[key].to(device=device, non_blocking=non_blocking, **options) for key in keys}
+        image, target = moved.pop("image"), moved.pop("target")
+        named = count_named(moved["organs"])
+        arranged = torch.cat([target[:, :named]] * len(MIXES) + [target[:, named:]], dim=1)
+        return image, arranged, (), moved
