@@ -91,6 +91,8 @@ class PromptBook:
                 f"file without its ending, such as {', '.join(map(repr, near))}."
             )
         found = [case for case in cases if self.of(case["case"])]
+        if not found:
+            raise InputError(f"{self.source}: has no prompt for any case, such as {', '.join(names[:3])}; give some.")
         if left := [name for name in names if not self.of(name)]:
             logger.warning("%d cases have no prompt and are left out: %s", len(left), ", ".join(left[:5]))
         return found

@@ -10,11 +10,11 @@ from scripts.data.datalist import SECTIONS
 from scripts.data.datasets import KINDS
 from scripts.etta.settings import Adapt
 from scripts.preview.rendering import PLANES
+from scripts.segvol.inferer import OVERLAPS
+from scripts.segvol.prompt_files import SPACES
 from scripts.solf.filter import REJECTED
 from scripts.solf.fitting import Rule
 from scripts.solf.thresholds import FEATURES
-from scripts.segvol.inferer import OVERLAPS
-from scripts.segvol.prompt_files import SPACES
 from scripts.universeg.inferer import SUPPORT_CHOICES
 from scripts.universeg.study import LEAVE_OUT
 from scripts.universeg.transforms import NORMALIZATIONS
