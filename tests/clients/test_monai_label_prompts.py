@@ -16,7 +16,8 @@ DEEPGROW = "deepgrow_segvol"
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     """A packed bundle with random weights."""
-    return tiny_bundle("segvol", tmp_path_factory.mktemp("packed"), seed=0).rename(tmp_path_factory.mktemp("m") / DEEPGROW)
+    folder = tmp_path_factory.mktemp("packed")
+    return tiny_bundle("segvol", folder, seed=0).rename(folder / DEEPGROW)
 
 
 @pytest.fixture(scope="module")
