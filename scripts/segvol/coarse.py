@@ -19,11 +19,14 @@ class Coarse:
     Args:
         logits: (d, h, w).
         shape: of the volume.
+        aligned: compare the middles of voxels, as the volume was resized; false compares their first corners, as the
+            published code does, which moves the result by up to half a voxel of the resized volume.
     """
 
-    def __init__(self, logits: torch.Tensor, shape: Sequence[int]) -> None:
+    def __init__(self, logits: torch.Tensor, shape: Sequence[int], *, aligned: bool = True) -> None:
         pairs = zip(shape, logits.shape, strict=True)
-        self.logits, self.places = logits, [torch.arange(n, device=logits.device) * m // n for n, m in pairs]
+        self.logits = logits
+        self.places = [(2 * torch.arange(n, device=logits.device) + aligned) * m // (2 * n) for n, m in pairs]
 
     def spread(self, values: torch.Tensor, area: Sequence[slice] = (slice(None),) * 3) -> torch.Tensor:
         """Return values of the resized volume in a part of the volume."""

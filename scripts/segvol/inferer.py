@@ -129,7 +129,7 @@ class _Pass:
         shape = self.image.shape
         small = zoomed_out(self.at, shape, self.window)
         whole = interpolate(self.image[None, None], size=self.window, mode="nearest-exact")
-        coarse = Coarse(self.decoded("whole", whole, small), shape)
+        coarse = Coarse(self.decoded("whole", whole, small), shape, aligned=not self.inferer.parity)
         result = coarse.spread(quantized(coarse.logits))
         zoom = self.zoom(small, coarse) if self.inferer.zoom_in else None
         if zoom is not None:

@@ -6,11 +6,12 @@ from scripts.segvol.coarse import Coarse, quantized
 from scripts.segvol.frames import box_of
 
 
+@pytest.mark.parametrize(("aligned", "mode"), [(True, "nearest-exact"), (False, "nearest")])
 @pytest.mark.parametrize("shape", [(20, 100, 120), (5, 9, 11), (8, 16, 16), (40, 3, 70)])
-def test_values_are_those_of_torchs_nearest_voxel(shape):
+def test_values_are_those_of_torchs_nearest_voxel(shape, aligned, mode):
     logits = torch.randn(8, 16, 16, generator=torch.Generator().manual_seed(0))
-    expected = interpolate(logits[None, None], size=shape, mode="nearest")[0, 0]
-    coarse = Coarse(logits, shape)
+    expected = interpolate(logits[None, None], size=shape, mode=mode)[0, 0]
+    coarse = Coarse(logits, shape, aligned=aligned)
     assert torch.equal(coarse.at((slice(None),) * 3), expected)
     assert torch.equal(coarse.at((slice(1, 3), slice(0, 2), slice(2, 9))), expected[1:3, 0:2, 2:9])
     assert coarse.box().tolist() == box_of(expected > 0).tolist()
