@@ -154,8 +154,8 @@ class SegVol(nn.Module):
         _check_prompts(given, self.prompt_encoder.channels)
         logits = self.mask_decoder(
             embedding + self.prompt_encoder.no_mask(),
-            image_code=self.prompt_encoder.grid_code().to(embedding),
-            prompts=self.prompt_encoder(**given).to(embedding),
+            image_code=self.prompt_encoder.grid_code(),
+            prompts=self.prompt_encoder(**given),
             text=text,
         )
         return interpolate(logits, size=self.spatial_size, mode="trilinear", align_corners=False)

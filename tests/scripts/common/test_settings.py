@@ -21,7 +21,16 @@ from scripts.universeg.transforms import NORMALIZATIONS
 from tests.conftest import ROOT
 
 CONFIGS = sorted(path for path in ROOT.glob("bundles/*/configs/*.json") if path.name != "metadata.json")
-WIRING = {"imports", "network_grid_keys", "is_not_rank0", "channel_def", "sequences", "network", "local_rank"}
+WIRING = {
+    "trained",
+    "imports",
+    "network_grid_keys",
+    "is_not_rank0",
+    "channel_def",
+    "sequences",
+    "network",
+    "local_rank",
+}
 WIRING |= {"initialize", "run", "finalize", "training", "regions", "class_names", "files", "weights"}
 WIRING |= {"contrasts", "scored_classes", "cases", "pattern", "suffixes"}
 """Top-level entries that connect components and that no user sets."""

@@ -263,3 +263,12 @@ def test_prompts_of_other_shapes_are_refused(prompts, message):
 def test_images_of_another_size_are_refused():
     with pytest.raises(InputError, match=r"shape \(1, 1, 16, 32, 32\): give \(B, 1, 16, 32, 48\)"):
         network_of()(torch.rand(1, 1, 16, 32, 32))
+
+
+def test_mixed_precision_gives_nearly_the_same():
+    network = network_of()
+    prompts = {"points": POINTS, "point_labels": LABELS, "boxes": BOXES, "text": TEXT}
+    expected = network(IMAGE, **prompts)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = network(IMAGE, **prompts)
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=0.2 * float(expected.std()))
