@@ -27,13 +27,14 @@ class BoxBook(PromptBook):
     Args:
         maps: folder of `<case>_seg.nii.gz`, which another bundle wrote for the same images.
         classes: ids and names of their classes, see `scripts.segvol.prompt_files.read_organs`.
-        margin: voxels by which boxes are larger than the largest part of each organ, on each side.
+        margin: voxels by which boxes are larger than the largest part of each organ, on each side; the network is
+            trained with tight ones.
 
     Raises:
         InputError: when they are needed: there are no maps, or one cannot be read or holds no organ.
     """
 
-    def __init__(self, maps: str | Path, *, classes: str | Path, margin: int = 2) -> None:
+    def __init__(self, maps: str | Path, *, classes: str | Path, margin: int = 0) -> None:
         super().__init__(maps)
         self.maps, self.classes, self.margin = Path(maps), classes, margin
 

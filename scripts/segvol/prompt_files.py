@@ -61,7 +61,7 @@ def read_prompts(path: Path) -> list[Prompt]:
                 rows = [_cells(row) for row in csv.DictReader(file, strict=True)]
         else:
             rows = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error, RecursionError) as error:
         raise InputError(f"{printable(path)}: cannot be read as prompts ({error}); {_FORMS}.") from error
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{printable(path)}: holds no prompts; {_FORMS}.")
@@ -96,9 +96,10 @@ def checked(row: Mapping[str, Any], where: str) -> Prompt:
     if wrong := next((key for key, value in texts.items() if not isinstance(value, str)), None):
         raise InputError(f"{where}: {wrong} is {texts[wrong]!r}; give text.")
     texts = {key: " ".join(value.split()) for key, value in texts.items()}
-    lists = {
-        key: tuple(_numbers(point, 3, key, where) for point in row.get(key) or ()) for key in ("points", "negative")
-    }
+    lists = {key: row.get(key) or [] for key in ("points", "negative")}
+    if wrong := next((key for key, points in lists.items() if not isinstance(points, list | tuple)), None):
+        raise InputError(f"{where}: {wrong} is {lists[wrong]!r:.100}; give a list of points, [[x, y, z]].")
+    lists = {key: tuple(_numbers(point, 3, key, where) for point in points) for key, points in lists.items()}
     box = _numbers(row["box"], 6, "box", where) if row.get("box") else ()
     space = row.get("space", "voxel")
     if space not in SPACES:
@@ -145,7 +146,7 @@ def read_organs(source: str | Path) -> dict[int, str]:
             content = content["network_data_format"]["outputs"]["pred"]["channel_def"]
         names = content.get("labels", content)
         return foreground_classes({key: name for key, name in names.items() if key != "0"})
-    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         reason = str(error).rstrip(".")
         raise InputError(
             f'organs is {printable(path)}: {reason}; give {ALL_ORGANS}, or a JSON file such as {{"1": "liver"}}.'

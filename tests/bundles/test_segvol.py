@@ -231,7 +231,7 @@ def test_boxes_are_taken_from_the_maps_of_another_bundle(tmp_path, weights, imag
         ["liver", 6, "box+text"],
     ]
     book = BoxBook(tmp_path / "maps", classes=ROOT / "bundles" / "swin_bob_btcv" / "configs" / "metadata.json")
-    assert [prompt.box for prompt in book.of("p1")] == [(8, 16, 20, 15, 22, 29), (6, 6, 6, 21, 17, 21)]
+    assert [prompt.box for prompt in book.of("p1")] == [(10, 18, 22, 13, 20, 27), (8, 8, 8, 19, 15, 19)]
     with pytest.raises(InputError, match="has no prompt for any case, such as p9; give some"):
         book.prompted([{"case": "p9"}])
     with pytest.raises(InputError, match="none: holds no label maps"):
