@@ -17,7 +17,7 @@ DEEPGROW = "deepgrow_segvol"
 def bundle(tmp_path_factory):
     """A packed bundle with random weights."""
     folder = tmp_path_factory.mktemp("packed")
-    return tiny_bundle("segvol", folder, seed=0).rename(folder / DEEPGROW)
+    return tiny_bundle("segvol", folder, seed=0, text=[]).rename(folder / DEEPGROW)
 
 
 @pytest.fixture(scope="module")
