@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -56,9 +57,10 @@ TARGETS = {"box": 0.8, "points": 0.6}
 logger = logging.getLogger("segvol_prompts")
 
 
-def write_data(out: Path) -> Path:
+def write_data(out: Path, *, finer: int = 1) -> Path:
     """Write phantoms, several of which are for test, and return the folder."""
-    path = write_cohort(out, cases=CASES, seed=0, shape=SHAPE, spacing_mm=SPACING_MM, organs=ORGANS)
+    sizes = {"shape": tuple(finer * n for n in SHAPE), "spacing_mm": tuple(mm / finer for mm in SPACING_MM)}
+    path = write_cohort(out, cases=CASES, seed=0, organs=ORGANS, **sizes)
     content = json.loads(path.read_text())
     items = [item for section in ("training", "validation", "test") for item in content[section]]
     ends = (CASES - VALIDATION - TEST, CASES - TEST)
@@ -72,22 +74,52 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "demo" / "segvol", help="folder (default: demo/segvol)")
     parser.add_argument("--weights", type=Path, help="trained before; by default they are trained now")
+    parser.add_argument("--zoom", action="store_true", help="finer phantoms and crops, to measure what windows give")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    out = args.out.resolve()
-    folders = {"dataset_dir": str(write_data(out / "data")), "ckpt_dir": str(out / "models")}
+    out = args.out.resolve() / ("zoom" if args.zoom else "whole")
+    folders = {
+        "dataset_dir": str(write_data(out / "data", finer=2 if args.zoom else 1)),
+        "ckpt_dir": str(out / "models"),
+    }
     if not args.weights:
         start = time.monotonic()
-        demo.run(BUNDLE, {**REDUCED, **TRAINING, **folders, "output_dir": str(out / "runs")}, "train.json")
+        crops = {"crop_prob": 0.5, "max_epochs": 120} if args.zoom else {}
+        demo.run(BUNDLE, {**REDUCED, **TRAINING, **crops, **folders, "output_dir": str(out / "runs")}, "train.json")
         logger.info("trained in %.1f min", (time.monotonic() - start) / 60)
     weights = (args.weights or out / "models" / "model.pt").resolve()
-    settings = {**REDUCED, **folders, "ckpt_path": str(weights), "output_dir": str(out / "eval")}
-    demo.run(BUNDLE, {**settings, "eval_split": "test", "zoom_in": False}, "train.json", "evaluate.json")
-    summary = pd.read_csv(out / "eval" / "summary.csv")
+    settings = {**REDUCED, **folders, "ckpt_path": str(weights)}
+    return measure_zoom(out, settings) if args.zoom else measure_prompts(out, settings)
+
+
+def evaluate(out: Path, settings: dict[str, Any], **more: Any) -> pd.DataFrame:
+    """Score the test cases and return the summary."""
+    settings = {**settings, "output_dir": str(out), "eval_split": "test", **more}
+    demo.run(BUNDLE, settings, "train.json", "evaluate.json")
+    return pd.read_csv(out / "summary.csv")
+
+
+def measure_prompts(out: Path, settings: dict[str, Any]) -> int:
+    """Score all prompts without windows."""
+    summary = evaluate(out / "eval", settings, zoom_in=False)
     with FolderLock(RESULTS):
         write_table(summary, RESULTS / "segvol_prompts.csv", decimals=3)
         shutil.copyfile(out / "eval" / "prompts.png", RESULTS / "segvol_prompts.png")
     return report(summary)
+
+
+def measure_zoom(out: Path, settings: dict[str, Any]) -> int:
+    """Score exact prompts with windows, as the published code places them, and without."""
+    ways = {"whole": {"zoom_in": False}, "windows": {"zoom_in": True}, "parity": {"zoom_in": True, "parity": True}}
+    tables = []
+    for way, more in ways.items():
+        summary = evaluate(out / way, settings, clicks=[1], jitter=[0.1], **more)
+        tables.append(summary[(summary["clicks"] == 0) & (summary["jitter"] == 0)].assign(way=way))
+    table = pd.concat(tables).pivot(index=["organ", "prompt"], columns="way", values="dice")[[*ways]].reset_index()
+    logger.info("\n%s", table.round(3).to_string())
+    with FolderLock(RESULTS):
+        write_table(table, RESULTS / "segvol_zoom.csv", decimals=3)
+    return 0
 
 
 def report(summary: pd.DataFrame) -> int:
