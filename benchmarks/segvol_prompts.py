@@ -2,6 +2,7 @@
 
 Trains the bundle at reduced size with its own command on coarse phantoms, of which six organs are labelled, then
 evaluates it on other phantoms. Writes `results/segvol_prompts.csv` and `.png`, and says which targets are missed.
+`--zoom` measures what windows give, on phantoms that are finer than the network's volume: `results/segvol_zoom.csv`.
 """
 
 from __future__ import annotations
@@ -109,8 +110,8 @@ def measure_prompts(out: Path, settings: dict[str, Any]) -> int:
 
 
 def measure_zoom(out: Path, settings: dict[str, Any]) -> int:
-    """Score exact prompts with windows, as the published code places them, and without."""
-    ways = {"whole": {"zoom_in": False}, "windows": {"zoom_in": True}, "parity": {"zoom_in": True, "parity": True}}
+    """Score exact prompts without windows and with them."""
+    ways = {"whole": {"zoom_in": False}, "windows": {"zoom_in": True}}
     tables = []
     for way, more in ways.items():
         summary = evaluate(out / way, settings, clicks=[1], jitter=[0.1], **more)
