@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from scripts.common.errors import InputError
-from scripts.common.names import VIDEO_SUFFIXES, is_dicom, is_nifti, is_picture, is_video, printable, unique_names
+from scripts.common.names import is_dicom, is_nifti, printable, unique_names
 from scripts.data.case_checks import image_files
 from scripts.data.datalist import load_datalist
-from scripts.io.dicom_pictures import is_dicom_picture
 
 Case = dict[str, Any]
 MAX_DATALIST_BYTES = 1 << 28
 """About a million cases."""
 _LISTED_NAMES = 5
-_SUFFIX = re.compile(rf"({'|'.join(map(re.escape, ('.dcm', *VIDEO_SUFFIXES)))})$", re.IGNORECASE)
 logger = logging.getLogger(__name__)
 
 
@@ -42,8 +39,8 @@ def list_cases(
         split: section of the datalist; of several, the first that holds cases.
         images_per_case: number of files of one image in the datalist.
         optional_labels: whether cases of other sections than `test` may lack a label too.
-        find: replaces `find_volumes` for images in several files.
-        pictures: whether images may also be pictures such as PNG.
+        find: replaces `find_volumes` for images of other kinds or in several files.
+        pictures: whether the datalist may list pictures such as PNG.
 
     Returns:
         One `{"image": path or paths, "case": unique name}` per case, sorted by name, with `"label"` if there is one.
@@ -69,7 +66,7 @@ def list_cases(
             options = {"optional_labels": optional_labels, "pictures": pictures}
             cases = _from_datalist(path, size, splits, images_per_case, **options)
         else:
-            found = (find or (find_images if pictures else find_volumes))(path)
+            found = (find or find_volumes)(path)
             names = unique_names([case["case"] for case in found])
             cases = [{**case, "case": name} for case, name in zip(found, names, strict=True)]
     except FileNotFoundError as error:
@@ -80,28 +77,6 @@ def list_cases(
     if output_dir is not None:
         _refuse_inputs_in(output_dir, path, cases)
     return cases
-
-
-def find_images(path: Path) -> list[Case]:
-    """Find pictures, and volumes as `find_volumes`; of a folder that holds both, all of them.
-
-    Videos are pictures, too, and DICOM files that have no place in the patient, such as ultrasound.
-
-    Args:
-        path: of a file or folder.
-
-    Returns:
-        One `{"image": path, "case": path}` per image.
-
-    Raises:
-        InputError: there is neither.
-    """
-    entries = sorted(path.iterdir()) if path.is_dir() else [path]
-    pictures = [{"image": str(file), "case": str(file)} for file in entries if is_picture(file)]
-    others = [file for file in entries if not file.name.startswith(".") and (is_video(file) or is_dicom_picture(file))]
-    pictures += [{"image": str(file), "case": _SUFFIX.sub("", str(file))} for file in others]
-    path.stat()  # a picture that is missing is one of a wrong path
-    return pictures + ([] if pictures and not any(map(is_nifti, entries)) else find_volumes(path))
 
 
 def find_volumes(path: Path) -> list[Case]:

@@ -13,7 +13,7 @@ from scripts.data import inputs
 from scripts.data.inputs import list_cases
 from scripts.io.loading import LoadVolumed
 from tests.conftest import ROOT, SHARED_DATA
-from tests.scripts.io.dicom_files import write_picture, write_series
+from tests.scripts.io.dicom_files import write_series
 
 
 def write_volume(path):
@@ -278,36 +278,3 @@ print([name for name in ("pydicom", "scipy") if name in sys.modules and name not
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "[]\n[]\n"
-
-
-def test_pictures_and_volumes_of_a_folder_are_cases_if_pictures_are_wanted(tmp_path):
-    for name in ("b.PNG", "a.nii.gz", "c.jpeg", ".d.png", "notes.txt"):
-        (tmp_path / name).touch()
-    assert [case["case"] for case in list_cases(tmp_path, pictures=True)] == ["b", "c", "a"]
-    assert [case["case"] for case in list_cases(tmp_path)] == ["a"]
-    assert [case["case"] for case in list_cases(tmp_path / "b.PNG", pictures=True)] == ["b"]
-
-
-def test_dicom_without_a_place_in_the_patient_is_a_picture_and_a_series_is_none(tmp_path):
-    for name in ("b.dcm", "IM_0001"):
-        write_picture(tmp_path / name, np.zeros((4, 6), np.uint8))
-    write_series(tmp_path / "ct")
-    assert [case["case"] for case in list_cases(tmp_path, pictures=True)] == ["IM_0001", "b"]
-    assert [case["image"] for case in list_cases(tmp_path / "b.dcm", pictures=True)] == [str(tmp_path / "b.dcm")]
-    for source in (tmp_path / "ct", next((tmp_path / "ct").iterdir())):
-        assert [case["image"] for case in list_cases(source, pictures=True)] == [str(tmp_path / "ct")]
-
-
-def test_missing_picture_is_a_wrong_path(tmp_path):
-    with pytest.raises(InputError, match=r"a.png: no such file or folder"):
-        list_cases(tmp_path / "a.png", pictures=True)
-
-
-@pytest.mark.parametrize("pictures", [True, False])
-def test_datalist_lists_pictures_only_if_they_are_wanted(tmp_path, pictures):
-    (tmp_path / "list.json").write_text(json.dumps({"test": ["a.png"]}))
-    if pictures:
-        assert list_cases(tmp_path / "list.json", pictures=True)[0]["case"] == "a"
-    else:
-        with pytest.raises(InputError, match=r"is not a .nii or .nii.gz file; convert it"):
-            list_cases(tmp_path / "list.json")

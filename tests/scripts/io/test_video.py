@@ -6,6 +6,7 @@ import pytest
 
 from scripts.common.errors import InputError
 from scripts.data.inputs import list_cases
+from scripts.data.picture_inputs import list_pictures
 from scripts.io.pictures import LoadPictureOrVolumed, tells_pixel_size
 from scripts.io.video import read_video
 
@@ -36,8 +37,8 @@ def test_frames_become_slices(tmp_path):
 def test_videos_are_cases_where_pictures_are(tmp_path):
     write_video(tmp_path / "sweep.mkv", frames())
     (tmp_path / ".hidden.mp4").touch()
-    assert [case["case"] for case in list_cases(tmp_path, pictures=True)] == ["sweep"]
-    assert [case["case"] for case in list_cases(tmp_path / "sweep.mkv", pictures=True)] == ["sweep"]
+    assert [case["case"] for case in list_pictures(tmp_path)] == ["sweep"]
+    assert [case["case"] for case in list_pictures(tmp_path / "sweep.mkv")] == ["sweep"]
     with pytest.raises(InputError, match="holds neither NIfTI"):
         list_cases(tmp_path / "sweep.mkv")
 
