@@ -127,7 +127,7 @@ def whole_case() -> dict[str, float]:
         network, inferer = full_size(), ZoomInferer(book)
         found = {"first": [], "second": []}
         for _ in range(REPEATS):
-            inferer.embeddings.image = None  # as for a new case
+            inferer.embeddings.weights = None  # as for a new case
             for prompt in PROMPTS:
                 found[prompt.name].append(seconds(lambda p=prompt: inferer.segment(data["image"][None], network, [p])))
         pred = inferer.segment(data["image"][None], network, PROMPTS[:1])[0]

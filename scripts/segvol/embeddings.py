@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from typing import Any
 
@@ -18,15 +17,16 @@ class Embeddings:
     def __init__(self, kept: int) -> None:
         if kept < 1:
             raise InputError(f"kept_embeddings is {kept}: give 1 or more.")
-        self.kept, self.image, self._known = kept, None, OrderedDict()
+        self.kept, self.image, self.weights, self._known = kept, torch.empty(0), None, OrderedDict()
 
     def use(self, image: torch.Tensor, network: SegVol) -> None:
-        """Forget all if the image or the weights are others than last time."""
-        weights = sum(parameter._version for parameter in network.image_encoder.parameters())
-        digest = hashlib.sha256(image.contiguous().cpu().numpy().data.cast("B")).digest()
-        current = (tuple(image.shape), digest, id(network), weights)
-        if current != self.image:
-            self.image = current
+        """Forget all if image or weights are others than last time.
+
+        The image is kept to compare with: it must not be changed in place.
+        """
+        weights = (id(network), image.device, sum(p._version for p in network.image_encoder.parameters()))
+        if weights != self.weights or not torch.equal(image, self.image):
+            self.image, self.weights = image, weights
             self._known.clear()
 
     def get(self, key: Any, image: torch.Tensor, network: SegVol) -> torch.Tensor:

@@ -36,6 +36,7 @@ def test_other_image_or_weights_are_encoded_anew(encoded, change):
     if change == "weights":
         network.load_state_dict(network.state_dict())
     else:
+        image = image.clone()
         image[1, 1, 1] += 1e-6
     embeddings.use(image, network)
     embeddings.get("a", WINDOW, network)
