@@ -197,9 +197,8 @@ def main() -> int:
     if "time" in parts:
         write_table(time_part(), RESULTS / "etta_input_time.csv", decimals=2)
     if "picture" in parts:
-        for name in args.networks:
-            if RECIPES[name].start is not None:
-                draw(name, DOCS / "etta_input.png")
+        for name in trained([name for name in args.networks if RECIPES[name].start is not None]):
+            draw(name, DOCS / "etta_input.png")
     paths = [RESULTS / f"etta_input_{name}.csv" for name in ("unseen_images", "time")]
     if paths[0].is_file():
         times = pd.read_csv(paths[1]) if paths[1].is_file() else None

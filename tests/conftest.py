@@ -10,6 +10,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 
 from scripts.common import threads
+from scripts.common.errors import InputError, root_cause
 from scripts.ultrabones.prepare import prepare_ultrabones
 from tools import brain_phantom, dixon_phantom
 from tools.label_cohort import make_cohort
@@ -148,6 +149,15 @@ def run_bundle(bundle, configs, **settings):
     workflow.run()
     workflow.finalize()
     return workflow
+
+
+def message_of(run, *arguments, **settings):
+    """Run what must be refused by an `InputError`, and return its message."""
+    with pytest.raises(Exception) as caught:  # noqa: PT011 (its cause is checked)
+        run(*arguments, **settings)
+    cause = root_cause(caught.value)
+    assert isinstance(cause, InputError)
+    return str(cause)
 
 
 def command_line(settings):

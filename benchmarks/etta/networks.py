@@ -107,10 +107,12 @@ def checkpoint(name: str) -> Path:
 
 
 def train(name: str) -> None:
-    """Train a network, unless its weights exist."""
+    """Train a network, and first the one that it starts from, unless its weights exist."""
     path, recipe = checkpoint(name), RECIPES[name]
     if path.is_file():
         return
+    if recipe.start is not None:
+        train(recipe.start)
     out = path.parents[1]
     schedule: dict[str, Any] = {}
     if recipe.start is None:

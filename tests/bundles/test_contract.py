@@ -248,6 +248,27 @@ def test_what_monai_label_reads_needs_no_metadata(bundle):
         assert "@channel_def" not in json.dumps(inference.get(key)), key
 
 
+NOT_THERE = ("pandas", "ignite", "matplotlib", "numba", "highdicom", "openvino", "cc3d", "pyarrow", "jsonschema")
+NOT_THERE += ("blosc2", "instant_clip_tokenizer")
+"""Packages that other programs may lack."""
+
+
+def test_what_other_programs_read_needs_few_packages(bundle):
+    """MONAI Label, Deploy and FL parse these parts, and what they refer to, in environments of their own."""
+    if bundle.name == "solf_filter":
+        pytest.skip("the label filter computes with numba")
+    inference, found, keys = configs(bundle)["inference.json"], {}, list(PLAIN_IN_INFERENCE)
+    while keys:
+        if (key := keys.pop()) in inference and key not in found:
+            found[key] = json.dumps(inference[key])
+            keys += re.findall(r"@(\w+)", found[key])
+    names = {name for text in found.values() for name in re.findall(r"scripts(?:\.\w+)+", text)}
+    modules = ", ".join(sorted(name.rpartition(".")[0] for name in names))
+    code = f"import sys; sys.modules.update(dict.fromkeys({NOT_THERE})); import {modules}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def resolved(bundle, name, **overrides):
     parser = ConfigParser()
     parser.read_config(str(bundle / "configs" / name))

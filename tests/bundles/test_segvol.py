@@ -1,8 +1,6 @@
 """The whole bundle at small size: prompts of all kinds on phantoms."""
 
 import json
-import re
-import subprocess
 import sys
 
 import nibabel as nib
@@ -11,11 +9,11 @@ import pandas as pd
 import pytest
 import torch
 
-from scripts.common.errors import InputError, root_cause
+from scripts.common.errors import InputError
 from scripts.models.segvol import SegVol
 from scripts.models.text_features import write_text_features
 from scripts.segvol.auto_box import BoxBook
-from tests.conftest import ROOT, TINY_OF, run_bundle
+from tests.conftest import ROOT, TINY_OF, message_of, run_bundle
 from tests.scripts.models.tiny_networks import saved, state_of
 
 TINY = TINY_OF["segvol"]
@@ -149,55 +147,21 @@ def test_ct_series_is_segmented(tmp_path, weights, series):
     assert len(list(out.glob("*_seg.nii.gz"))) == 1
 
 
-WITHOUT = (
-    "pandas",
-    "ignite",
-    "matplotlib",
-    "numba",
-    "highdicom",
-    "openvino",
-    "cc3d",
-    "pyarrow",
-    "jsonschema",
-    "blosc2",
-)
-
-
-def test_what_other_programs_read_needs_few_packages():
-    """MONAI Label, Deploy and FL parse these parts in environments of their own; the tokenizer only serves texts."""
-    config = json.loads((ROOT / "bundles" / "segvol" / "configs" / "inference.json").read_text())
-    keys = ("network_def", "preprocessing", "prompt_book", "inferer", "postprocessing")
-    text = json.dumps([config[key] for key in keys])
-    modules = sorted({name.rpartition(".")[0] for name in re.findall(r"scripts(?:\.\w+)+", text)})
-    absent = (*WITHOUT, "instant_clip_tokenizer")
-    code = f"import sys; sys.modules.update(dict.fromkeys({absent})); import {', '.join(modules)}"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
-def message_of(*args, **settings):
-    with pytest.raises(Exception) as caught:  # noqa: PT011 (its cause is checked)
-        run(*args, **settings)
-    cause = root_cause(caught.value)
-    assert isinstance(cause, InputError)
-    return str(cause)
-
-
 def test_no_prompt_is_refused_by_one_message(tmp_path, weights, image):
-    assert message_of(tmp_path, weights, input=image) == (
+    assert message_of(run, tmp_path, weights, input=image) == (
         "no prompt: give prompts (a file), or organs, or some of text, point and box."
     )
 
 
 def test_prompts_of_another_case_are_refused_by_one_message(tmp_path, weights, image):
     (tmp_path / "p.json").write_text('[{"case": "p7", "text": "liver"}]')
-    message = message_of(tmp_path, weights, input=image, prompts=tmp_path / "p.json")
+    message = message_of(run, tmp_path, weights, input=image, prompts=tmp_path / "p.json")
     assert "has prompts for the case 'p7', which the input lacks" in message
 
 
 def test_weights_of_another_network_are_refused_by_one_message(tmp_path, image):
     other = saved(tmp_path / "other.pt", state_of())
-    message = message_of(tmp_path, other, input=image, text=["liver"])
+    message = message_of(run, tmp_path, other, input=image, text=["liver"])
     assert message.startswith(f"{other}: weights of another network:")
 
 

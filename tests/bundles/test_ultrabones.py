@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +14,9 @@ import torch
 from PIL import Image
 from scipy.spatial.distance import cdist
 
-from scripts.common.errors import InputError, root_cause
 from scripts.models.ultrabones import UltraBones
 from scripts.ultrabones.tracking import read_tracking, rigid, surface_points_mm
-from tests.conftest import ROOT, TINY_OF, run_bundle
+from tests.conftest import ROOT, TINY_OF, message_of, run_bundle
 from tests.scripts.io.dicom_files import region, write_picture
 from tests.scripts.models.tiny_networks import saved, state_of
 from tools.ultrasound_sweep import CALIBRATION, write_sweep
@@ -211,30 +209,9 @@ def test_official_scores_count_what_they_leave_out(tmp_path, ultrasound_data, ca
     assert len(pd.read_csv(out / "summary.csv")) == 0
 
 
-WITHOUT = ("pandas", "ignite", "matplotlib", "numba", "highdicom", "openvino", "cc3d", "pyarrow", "jsonschema")
-
-
-def test_what_other_programs_read_needs_few_packages():
-    """MONAI Label, Deploy and FL parse these parts in environments of their own."""
-    config = json.loads((ROOT / "bundles" / "ultrabones" / "configs" / "inference.json").read_text())
-    text = json.dumps([config[key] for key in ("network_def", "preprocessing", "inferer", "postprocessing")])
-    modules = sorted({name.rpartition(".")[0] for name in re.findall(r"scripts(?:\.\w+)+", text)})
-    code = f"import sys; sys.modules.update(dict.fromkeys({WITHOUT})); import {', '.join(modules)}"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
-def message_of(*args, **settings):
-    with pytest.raises(Exception) as caught:  # noqa: PT011 (its cause is checked)
-        run(*args, **settings)
-    cause = root_cause(caught.value)
-    assert isinstance(cause, InputError)
-    return str(cause)
-
-
 def test_weights_of_another_network_are_refused_by_one_message(tmp_path, weights, ultrasound_data):
     other = saved(tmp_path / "other.pt", state_of())
-    message = message_of(INFER, tmp_path, other, input=next(ultrasound_data.rglob("UltrasoundImages")))
+    message = message_of(run, INFER, tmp_path, other, input=next(ultrasound_data.rglob("UltrasoundImages")))
     assert message.startswith(f"{other}: weights of another network:")
 
 

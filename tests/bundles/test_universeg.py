@@ -1,10 +1,7 @@
 """The whole bundle at small size: pictures, volumes, training and evaluation."""
 
 import json
-import re
 import signal
-import subprocess
-import sys
 
 import nibabel as nib
 import numpy as np
@@ -14,10 +11,9 @@ import torch
 from ignite.engine import Events
 from PIL import Image
 
-from scripts.common.errors import InputError, root_cause
 from scripts.models.universeg import UniverSeg
 from scripts.training import stopping
-from tests.conftest import ROOT, TINY_OF, bundle_workflow, run_bundle
+from tests.conftest import TINY_OF, bundle_workflow, message_of, run_bundle
 from tests.scripts.io.dicom_files import write_picture
 from tests.scripts.models.tiny_networks import saved, state_of
 from tests.scripts.universeg.support_files import write_pictures, write_volume
@@ -177,44 +173,22 @@ def test_training_that_a_signal_stopped_amid_an_epoch_goes_on_exactly(tmp_path, 
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-WITHOUT = ("pandas", "ignite", "matplotlib", "numba", "highdicom", "openvino", "cc3d", "pyarrow", "jsonschema")
-
-
-def test_what_other_programs_read_needs_few_packages():
-    """MONAI Label, Deploy and FL parse these parts in environments of their own."""
-    config = json.loads((ROOT / "bundles" / "universeg" / "configs" / "inference.json").read_text())
-    keys = ("network_def", "preprocessing", "support_set", "inferer", "postprocessing")
-    text = json.dumps([config[key] for key in keys])
-    modules = sorted({name.rpartition(".")[0] for name in re.findall(r"scripts(?:\.\w+)+", text)})
-    code = f"import sys; sys.modules.update(dict.fromkeys({WITHOUT})); import {', '.join(modules)}"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
-def message_of(*args, **settings):
-    with pytest.raises(Exception) as caught:  # noqa: PT011 (its cause is checked)
-        run(*args, **settings)
-    cause = root_cause(caught.value)
-    assert isinstance(cause, InputError)
-    return str(cause)
-
-
 def test_weights_of_another_network_are_refused_by_one_message(tmp_path, weights):
     support = write_pictures(tmp_path / "support")
     other = saved(tmp_path / "other.pt", state_of())
-    message = message_of(INFER, tmp_path, other, input=support / "images", support=support)
+    message = message_of(run, INFER, tmp_path, other, input=support / "images", support=support)
     assert message.startswith(f"{other}: weights of another network:")
 
 
 def test_adaptation_is_refused_by_one_message(tmp_path, weights):
     support = write_pictures(tmp_path / "support")
-    message = message_of([*INFER, "etta.json"], tmp_path, weights, input=support / "images", support=support)
+    message = message_of(run, [*INFER, "etta.json"], tmp_path, weights, input=support / "images", support=support)
     assert "UniverSeg has none" in message
 
 
 def test_support_without_foreground_is_refused_by_one_message(tmp_path, weights):
     support = write_pictures(tmp_path / "support", n=1, classes=())
-    message = message_of(INFER, tmp_path, weights, input=support / "images", support=support)
+    message = message_of(run, INFER, tmp_path, weights, input=support / "images", support=support)
     assert message == f"{support}: no support label has foreground; give at least one that has."
 
 
