@@ -39,7 +39,14 @@ class Coarse:
 
     def box(self) -> np.ndarray | None:
         """Return the box of what they show, in the volume."""
-        return box_of(self.spread(self.logits > 0))
+        shown, counts = zip(*(places.unique_consecutive(return_counts=True) for places in self.places), strict=True)
+        d, h, w = shown  # the voxels of the resized volume that lie in the volume at all
+        box = box_of((self.logits > 0)[d][:, h][:, :, w])
+        if box is None:
+            return None
+        ends = [count.cumsum(0) for count in counts]
+        low = [int(end[i] - count[i]) for end, count, i in zip(ends, counts, box[:3], strict=True)]
+        return np.array([*low, *(int(end[i]) - 1 for end, i in zip(ends, box[3:], strict=True))])
 
 
 def quantized(logits: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,12 +30,18 @@ class Embeddings:
             self.image, self.weights = image, weights
             self._known.clear()
 
-    def get(self, key: Any, image: torch.Tensor, network: SegVol) -> torch.Tensor:
-        """Return the embedding of a window (1, 1, D, H, W), of a name that is its own in the image."""
+    def get(self, key: Any, window: Callable[[], torch.Tensor], network: SegVol) -> torch.Tensor:
+        """Return the embedding of a window.
+
+        Args:
+            key: a name that is its own in the image.
+            window: makes it, (1, 1, D, H, W), if it must be encoded.
+            network: encodes it.
+        """
         if key in self._known:
             self._known.move_to_end(key)
         else:
-            self._known[key] = network.encode_image(image)
+            self._known[key] = network.encode_image(window())
             if len(self._known) > self.kept:
                 self._known.popitem(last=False)
         return self._known[key]

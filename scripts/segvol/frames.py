@@ -9,6 +9,7 @@ from itertools import product
 import nibabel as nib
 import numpy as np
 import torch
+from monai.transforms import generate_spatial_bounding_box
 
 from scripts.common.errors import InputError
 from scripts.common.grids import Grid
@@ -131,11 +132,8 @@ def reflected(box: np.ndarray, size: Sequence[int], shape: Sequence[int]) -> np.
 
 def box_of(mask: torch.Tensor) -> np.ndarray | None:
     """Return the first and the last voxel of a mask (D, H, W) along each axis, (6,), or None if it is empty."""
-    if not mask.any():
-        return None
-    planes = [mask.any(2).any(1), mask.any(2).any(0), mask.any(1).any(0)]
-    hits = [plane.nonzero().flatten().cpu().numpy() for plane in planes]
-    return np.array([hit[0] for hit in hits] + [hit[-1] for hit in hits])
+    low, high = generate_spatial_bounding_box(mask[None], allow_smaller=True)
+    return np.array([*low, *(end - 1 for end in high)]) if any(high) else None
 
 
 def _text(numbers: Sequence[float]) -> str:

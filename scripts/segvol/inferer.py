@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -128,8 +129,7 @@ class _Pass:
         """Return the probability of the whole volume in 1/255, (D, H, W), on the CPU."""
         shape = self.image.shape
         small = zoomed_out(self.at, shape, self.window)
-        whole = interpolate(self.image[None, None], size=self.window, mode="nearest-exact")
-        coarse = Coarse(self.decoded("whole", whole, small), shape, aligned=not self.inferer.parity)
+        coarse = Coarse(self.decoded("whole", self.whole, small), shape, aligned=not self.inferer.parity)
         result = coarse.spread(quantized(coarse.logits))
         zoom = self.zoom(small, coarse) if self.inferer.zoom_in else None
         if zoom is not None:
@@ -160,7 +160,7 @@ class _Pass:
             seen[inner] = coarse.at(outer)
             prompt = self.prompt_in(start, zoom, seen > 0)
             if prompt is not None:
-                window = cut(self.image, start, self.window, zoom)[None, None]
+                window = partial(cut, self.image, start, self.window, zoom)
                 key = (tuple(start), tuple(zoom.low), tuple(zoom.high))
                 into = tuple(slice(o.start - a.start, o.stop - a.start) for o, a in zip(outer, area, strict=True))
                 total[into] += self.decoded(key, window, prompt)[inner]
@@ -195,11 +195,15 @@ class _Pass:
         positive = (own.labels == 1).any()
         return own if own.box is not None or positive or self.text is not None else None
 
-    def decoded(self, key: Any, image: torch.Tensor, prompt: Placed) -> torch.Tensor:
-        """Return the logits of a window, (D, H, W)."""
-        embedding = self.inferer.embeddings.get(key, image, self.network)
+    def whole(self) -> torch.Tensor:
+        """Return the volume resized to a window."""
+        return interpolate(self.image[None, None], size=self.window, mode="nearest-exact")[0, 0]
+
+    def decoded(self, key: Any, window: Callable[[], torch.Tensor], prompt: Placed) -> torch.Tensor:
+        """Return the logits of a window, (D, H, W), which is only made if its embedding is not known."""
+        embedding = self.inferer.embeddings.get(key, lambda: window()[None, None], self.network)
         self.done()
-        return self.network.decode(embedding, **prompt.tensors(image.device), text=self.text)[0, 0].float()
+        return self.network.decode(embedding, **prompt.tensors(self.image.device), text=self.text)[0, 0].float()
 
 
 class _Found:

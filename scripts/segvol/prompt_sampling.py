@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from scripts.common.errors import InputError
+from scripts.segvol.frames import box_of
 
 MAX_MORE = 10
 """Of the points of a training prompt: so many positive ones besides the first, and so many negative ones, at most."""
@@ -19,10 +21,8 @@ def tight_box(mask: np.ndarray) -> np.ndarray:
     >>> tight_box(np.pad(np.ones((1, 2, 3)), 1)).tolist()
     [1, 1, 1, 1, 2, 3]
     """
-    if not mask.any():
-        return np.full(6, -1)
-    hit = [np.flatnonzero(mask.any(axis=tuple(set(range(3)) - {axis}))) for axis in range(3)]
-    return np.array([one[end] for end in (0, -1) for one in hit])
+    box = box_of(torch.as_tensor(mask))
+    return np.full(6, -1) if box is None else box
 
 
 def draw_points(
