@@ -78,20 +78,40 @@ class JoinPromptsd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Join the prompts of a case."""
         pred, prompts = data[self.keys[0]], prompts_of(data, self.prompts)
-        volumes, ids = pred.as_tensor(), [prompt.class_id for prompt in prompts]
-        if self.overlaps == "largest":
-            label_map, times = volumes[:1], (volumes[0] > 0).to(torch.uint8)
-            parts = ((volumes[1], volumes[0] == class_id) for class_id in ids)
-        else:
-            label_map, times = joined(volumes, ids)
-            parts = ((volume, volume > QUANTA // 2) for volume in volumes)
+        volumes, masks = pred.as_tensor(), {}
         voxel_ml = float(abs(np.linalg.det(np.asarray(pred.affine, dtype=np.float64)[:3, :3]))) / 1000
-        found, masks = [], {}
-        for prompt, (probability, mask) in zip(prompts, parts, strict=True):
-            found.append(_described(prompt, probability, mask, times, voxel_ml))
-            if found[-1].shared:
-                masks[prompt.name] = MetaTensor(mask[None].to(torch.uint8), meta=pred.meta)
+        if self.overlaps == "largest":
+            label_map = volumes[:1]
+            voxels, sums = sizes(*volumes)
+            found = [_found(p, int(voxels[p.class_id]), int(sums[p.class_id]), 0, voxel_ml) for p in prompts]
+        else:
+            label_map, times = joined(volumes, [prompt.class_id for prompt in prompts])
+            found = []
+            for prompt, probability in zip(prompts, volumes, strict=True):
+                mask = probability > QUANTA // 2
+                total, shared = int(probability[mask].sum(dtype=torch.int64)), int((times[mask] > 1).sum())
+                found.append(_found(prompt, int(mask.sum()), total, shared, voxel_ml))
+                if shared:
+                    masks[prompt.name] = MetaTensor(mask[None].to(torch.uint8), meta=pred.meta)
         return {**data, self.keys[0]: MetaTensor(label_map, meta=pred.meta), FOUND: found, MASKS: masks}
+
+
+def sizes(label_map: torch.Tensor, probability: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Return the number of voxels of each class id and the sum of their probabilities, (256,) each, in one pass.
+
+    Args:
+        label_map: uint8, (X, Y, Z).
+        probability: uint8, of the same shape.
+
+    >>> voxels, sums = sizes(torch.tensor([[[0, 2, 2]]]).byte(), torch.tensor([[[9, 200, 140]]]).byte())
+    >>> voxels[:3].tolist(), sums[:3].tolist()
+    ([1, 0, 2], [9, 0, 340])
+    """
+    counts = np.zeros((256, 256), dtype=np.int64)
+    for ids, values in zip(label_map, probability, strict=True):
+        pairs = ids.flatten().to(torch.int64) * 256 + values.flatten()
+        counts += torch.bincount(pairs, minlength=counts.size).reshape(counts.shape).numpy()
+    return counts.sum(axis=1), counts @ np.arange(256)
 
 
 def joined(volumes: torch.Tensor, ids: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -113,12 +133,10 @@ def joined(volumes: torch.Tensor, ids: Sequence[int]) -> tuple[torch.Tensor, tor
     return label_map[None], times
 
 
-def _described(
-    prompt: Prompt, probability: torch.Tensor, mask: torch.Tensor, times: torch.Tensor, voxel_ml: float
-) -> Found:
-    voxels = int(mask.sum())
-    confidence = float(probability[mask].float().mean()) / QUANTA if voxels else float("nan")
-    return Found(prompt, voxels, voxels * voxel_ml, confidence, int((times[mask] > 1).sum()))
+def _found(prompt: Prompt, voxels: int, total: int, shared: int, voxel_ml: float) -> Found:
+    """Return what a prompt gave, of the sum of its voxels' probabilities in 1/255."""
+    confidence = total / voxels / QUANTA if voxels else float("nan")
+    return Found(prompt, voxels, voxels * voxel_ml, confidence, shared)
 
 
 class SavePromptMasksd(SaveLabelMapd):
