@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from benchmarks.etta.cost import in_a_process, inferer
-from benchmarks.etta.networks import RECIPES, ROOT, Case, cases, network, normalize, read, trained
+from benchmarks.etta.networks import RECIPES, ROOT, Case, cases, network, normalize, read, spectrum, trained
 from benchmarks.etta.shifts import SHIFTS
 from benchmarks.etta.unseen import UNSEEN, Scan
 from benchmarks.etta_shift import NETWORKS, RESULTS, mean_dice
@@ -32,12 +32,13 @@ from scripts.etta.settings import ETTASettings
 
 WAYS = {
     "input": {"adapt": "input"},
+    "input, no spectrum": {"adapt": "input"},
     "weights": {"adapt": "weights"},
     "both": {"adapt": "both"},
 }
 DOCS = ROOT / "bundles" / "swin_bob_btcv" / "docs"
 ALL = (*NETWORKS, "U-Net", "U-Net augmented", "U-Net real CT")
-UNSEEN_SEED, FIRST_DEFORMATION = 3000, 20
+UNSEEN_SEED, FIRST_DEFORMATION = 5000, 40
 LOST = 3  # points by which a shift must lower the plain Dice, to count as harmful
 Images = tuple[torch.Tensor, torch.Tensor]  # image (1, 1, X, Y, Z), label (X, Y, Z)
 logger = logging.getLogger(__name__)
@@ -64,7 +65,8 @@ def compare(case: Case, shift: str, image: torch.Tensor, label: torch.Tensor, wa
     module = network(case.network)
     plain = mean_dice(inferer()(image, module), label)
     for way in ways:
-        adapting = ETTAInferer(inferer(), ETTASettings(**WAYS[way]))
+        known = None if way.endswith("no spectrum") else spectrum(case.network)
+        adapting = ETTAInferer(inferer(), ETTASettings(spectrum=known, **WAYS[way]))
         found = mean_dice(adapting(image, module), label)
         (outcome,) = adapting.outcomes
         ratios = {"entropy_ratio": outcome.entropy_after / outcome.entropy_before}

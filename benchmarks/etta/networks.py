@@ -18,6 +18,8 @@ from monai.transforms import CenterSpatialCropd, Compose, CropForegroundd, Ident
 from benchmarks.etta.shifts import warped
 from scripts.common.files import write_json
 from scripts.data.transforms import Spacingd
+from scripts.etta.spectrum import TrainingSpectrum
+from scripts.etta.spectrum_file import read_spectrum
 from scripts.io.loading import LoadVolumed
 from scripts.models.swin_unetr import patch_merging
 from scripts.models.weights import load_weights
@@ -153,6 +155,12 @@ def network(name: str) -> torch.nn.Module:
     module = UNet(**_arguments(UNET)) if RECIPES[name].unet else SwinUNETR(**ARCHITECTURE)
     load_weights(module, str(checkpoint(name)))
     return module.eval()
+
+
+@cache
+def spectrum(name: str) -> TrainingSpectrum | None:
+    """Read the spectrum of a network's training images, which its training wrote."""
+    return read_spectrum(checkpoint(name).with_name("spectrum.json"))
 
 
 def cases(name: str, count: int, *, seed: int = TEST_SEED, first: int = 0) -> list[Case]:

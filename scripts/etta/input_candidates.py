@@ -1,20 +1,18 @@
-"""Changes of an image's intensities that may undo a shift: gamma and unsharp masking.
+"""Changes of an image's intensities that may undo a shift.
 
 Each depends on the image and on two numbers of each channel alone, so a window is changed as the whole image is, but
-for sharpening within four voxels of its border.
+for filters within a few voxels of its border.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Protocol
 
 import torch
 from monai.networks.layers import gaussian_1d, separable_filtering
 from monai.utils import convert_to_dst_type, convert_to_tensor
-
-Kind = Literal["gamma", "unsharp"]
 
 
 @dataclass(frozen=True)
@@ -25,20 +23,55 @@ class Intensities:
     high: float
 
 
+class Change(Protocol):
+    """A change of one channel, which `str` names."""
+
+    def apply(self, x: torch.Tensor, seen: Intensities) -> None:
+        """Change a channel, or a window of it, in place.
+
+        Args:
+            x: of the channel.
+            seen: of the channel of the whole image.
+
+        Shape:
+            x: (1, 1, ...) with up to three spatial axes.
+        """
+
+
 @dataclass(frozen=True)
-class Candidate:
-    """A change of one channel.
+class Gamma:
+    """Set x to `low + (high - low) * ((x - low) / (high - low)) ** exponent`."""
 
-    Attributes:
-        kind: the function of this module.
-        amount: its exponent or factor.
-    """
-
-    kind: Kind
-    amount: float
+    exponent: float
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.amount:g}"
+        return f"gamma {self.exponent:g}"
+
+    def apply(self, x: torch.Tensor, seen: Intensities) -> None:
+        """Change x in place, see `Change`."""
+        span = seen.high - seen.low
+        x.sub_(seen.low).div_(span).clamp_(0, 1).pow_(self.exponent).mul_(span).add_(seen.low)
+
+
+@dataclass(frozen=True)
+class Unsharp:
+    """Set x to `clip(x + factor * (x - smooth), low, high)`, where `smooth` is x after a Gaussian of 1 voxel."""
+
+    factor: float
+
+    def __str__(self) -> str:
+        return f"unsharp {self.factor:g}"
+
+    def apply(self, x: torch.Tensor, seen: Intensities) -> None:
+        """Change x in place, see `Change`."""
+        smooth = filtered(x, [gaussian_1d(torch.tensor(1.0), approx="sampled", normalize=True)] * (x.ndim - 2))
+        x.mul_(1 + self.factor).sub_(smooth, alpha=self.factor).clamp_(seen.low, seen.high)
+
+
+def filtered(x: torch.Tensor, kernels: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Filter an image along each axis; in float32, as half precision would round it."""
+    with torch.autocast(x.device.type, enabled=False):
+        return separable_filtering(x, list(kernels), mode="replicate")
 
 
 def intensities(image: torch.Tensor) -> list[Intensities]:
@@ -51,28 +84,7 @@ def intensities(image: torch.Tensor) -> list[Intensities]:
     return [Intensities(*map(float, channel.aminmax())) for channel in channels]
 
 
-def gamma(x: torch.Tensor, exponent: float, seen: Intensities) -> None:
-    """Set x to `low + (high - low) * ((x - low) / (high - low)) ** exponent`."""
-    span = seen.high - seen.low
-    x.sub_(seen.low).div_(span).clamp_(0, 1).pow_(exponent).mul_(span).add_(seen.low)
-
-
-def unsharp(x: torch.Tensor, factor: float, seen: Intensities) -> None:
-    """Set x to `clip(x + factor * (x - smooth), low, high)`, where `smooth` is x after a Gaussian of 1 voxel.
-
-    Shape:
-        x: (1, 1, ...) with up to three spatial axes.
-    """
-    kernels = [gaussian_1d(torch.tensor(1.0), approx="sampled", normalize=True)] * (x.ndim - 2)
-    with torch.autocast(x.device.type, enabled=False):  # half precision would round the image
-        smooth = separable_filtering(x, kernels, mode="replicate")
-    x.mul_(1 + factor).sub_(smooth, alpha=factor).clamp_(seen.low, seen.high)
-
-
-FUNCTIONS = {"gamma": gamma, "unsharp": unsharp}
-
-
-def changed(image: torch.Tensor, chosen: Mapping[int, Candidate], seen: Sequence[Intensities]) -> torch.Tensor:
+def changed(image: torch.Tensor, chosen: Mapping[int, Sequence[Change]], seen: Sequence[Intensities]) -> torch.Tensor:
     """Return a copy of an image, or of a window of it, with some channels changed.
 
     Voxels of exactly 0 stay 0: they are air after normalization, the outside of a skull-stripped brain, or an absent
@@ -80,16 +92,17 @@ def changed(image: torch.Tensor, chosen: Mapping[int, Candidate], seen: Sequence
 
     Args:
         image: it or a window of it.
-        chosen: number of a channel to its change.
+        chosen: number of a channel to its changes, one after the other.
         seen: of the channels of the whole image.
 
     Shape:
         image: (1, C, ...) keeps its shape.
     """
     found = convert_to_tensor(image, track_meta=False).clone()
-    for channel, candidate in chosen.items():
+    for channel, changes in chosen.items():
         x = found[:, channel : channel + 1]
         is_zero = x == 0
-        FUNCTIONS[candidate.kind](x, candidate.amount, seen[channel])
+        for change in changes:
+            change.apply(x, seen[channel])
         x.masked_fill_(is_zero, 0)
     return convert_to_dst_type(found, image)[0]

@@ -11,6 +11,7 @@ import torch
 from scripts.common.errors import InputError
 from scripts.common.flags import parse_flag
 from scripts.etta.objectives import Activation, mean_entropy
+from scripts.etta.spectrum import TrainingSpectrum
 
 Adapt = Literal["input", "weights", "both"]
 Keep = Literal["best", "last"]
@@ -21,8 +22,8 @@ Objective = Callable[..., torch.Tensor]
 CHOICES = {"adapt": Adapt, "optimizer": Optimizer, "keep": Keep, "activation": Activation}
 CHOICES |= {"batch_statistics": Statistics}
 _DEFAULT = "scripts.etta.objectives.mean_entropy"
-LEAST_DROP = {"input": 0.1, "weights": 0.03}
-"""Of the foreground's entropy, by what adapts."""
+LEAST_DROP = {"input": 0.1, "spectrum": 0.03, "weights": 0.03}
+"""Of the foreground's entropy, by what adapts; a filter to the training spectrum is computed, not searched."""
 MINIMA = {"steps": 0, "lr": 0, "min_entropy_drop": 0, "windows_per_step": 1, "min_voxels": 0, "seed": 0}
 
 
@@ -43,6 +44,7 @@ class ETTASettings:
         windows_per_step: number of windows whose gradients are averaged; None takes all windows of the inferer, as in
             the paper, and measures predictions on all of them.
         activation: softmax for exclusive classes, sigmoid for channels that overlap.
+        spectrum: of the training images, to whose sharpness the input is filtered; None for unsharp masking instead.
         min_entropy_drop: smallest relative drop of the foreground's entropy; below it, the plain prediction is used.
             None: `LEAST_DROP`.
         volume_band: smallest and largest ratio of the volume of a class after adapting weights to that before.
@@ -66,6 +68,7 @@ class ETTASettings:
     windows_per_step: int | None = 3
     activation: Activation = "softmax"
     batch_statistics: Statistics = "trained"
+    spectrum: TrainingSpectrum | None = None
     min_entropy_drop: float | None = None
     volume_band: Sequence[float] = (0.25, 4.0)
     min_voxels: int = 100
@@ -89,7 +92,7 @@ class ETTASettings:
         if not 0 <= low <= 1 <= high:
             raise InputError(f"volume_band is {list(self.volume_band)}: give two ratios, one below 1 and one above.")
 
-    def least_drop(self, adapting: Literal["input", "weights"]) -> float:
+    def least_drop(self, adapting: Literal["input", "spectrum", "weights"]) -> float:
         """Return the smallest drop of the foreground's entropy that is accepted."""
         return LEAST_DROP[adapting] if self.min_entropy_drop is None else self.min_entropy_drop
 

@@ -4,9 +4,10 @@ import torch
 from monai.data import MetaTensor
 from scipy.ndimage import gaussian_filter
 
-from scripts.etta.input_candidates import Candidate, Intensities, changed, intensities
+from scripts.etta.input_candidates import Gamma, Intensities, Unsharp, changed, intensities
 
 UNIT = Intensities(0.0, 1.0)
+KINDS = {"gamma": Gamma, "unsharp": Unsharp}
 
 
 def volume(seed=0, *, channels=1, size=9):
@@ -14,7 +15,7 @@ def volume(seed=0, *, channels=1, size=9):
 
 
 def one(x, kind, amount, seen=UNIT):
-    return changed(x, {0: Candidate(kind, amount)}, [seen])
+    return changed(x, {0: (KINDS[kind](amount),)}, [seen])
 
 
 def test_intensities_are_those_of_each_channel():
@@ -56,7 +57,7 @@ def test_background_of_0_stays_0_within_the_range(kind):
 def test_other_channels_and_the_image_itself_are_not_touched():
     x = volume(channels=3)
     before = x.clone()
-    found = changed(x, {1: Candidate("gamma", 2.5)}, intensities(x))
+    found = changed(x, {1: (Gamma(2.5),)}, intensities(x))
     assert torch.equal(x, before)
     assert torch.equal(found[:, ::2], x[:, ::2])
     assert not torch.equal(found[:, 1], x[:, 1])
@@ -79,5 +80,12 @@ def test_window_is_changed_as_the_image_but_at_the_border_of_sharpening():
         torch.testing.assert_close(window[inner], whole[inner], rtol=0, atol=1e-6)
 
 
-def test_candidate_is_named_by_kind_and_amount():
-    assert [str(Candidate("gamma", 0.63)), str(Candidate("unsharp", 1.0))] == ["gamma 0.63", "unsharp 1"]
+def test_changes_come_one_after_the_other():
+    x = volume()
+    both = changed(x, {0: (Gamma(2.5), Unsharp(1))}, [UNIT])
+    torch.testing.assert_close(both, one(one(x, "gamma", 2.5), "unsharp", 1))
+    assert not torch.allclose(both, one(one(x, "unsharp", 1), "gamma", 2.5))
+
+
+def test_change_is_named_by_kind_and_amount():
+    assert [str(Gamma(0.63)), str(Unsharp(1.0))] == ["gamma 0.63", "unsharp 1"]

@@ -5,18 +5,22 @@ import pandas as pd
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.networks.layers import gaussian_1d, separable_filtering
 
+from scripts.common.errors import InputError
 from scripts.etta.guard import PredictionStats, measure
 from scripts.etta.handler import ETTAHandler
-from scripts.etta.input_candidates import Candidate, changed, intensities
-from scripts.etta.input_search import FIRST, best_candidate, choose_input, score
+from scripts.etta.input_candidates import Gamma, changed, intensities
+from scripts.etta.input_search import choose_input, gammas, score, unsharps
 from scripts.etta.settings import ETTASettings
+from scripts.etta.spectrum import TrainingSpectrum
 from scripts.inference.window_layout import WindowLayout
 from scripts.models.compiled import export_compiled
 from tests.scripts.etta.test_handler import evaluator, predictions
 from tests.scripts.etta.tiny_network import (
     INFERER,
     INPUT,
+    PROTOTYPES,
     Prototypes,
     Tiny,
     assert_restored,
@@ -87,28 +91,38 @@ def test_score_is_the_sum_of_the_logarithms_of_both_ratios():
     assert score(stats(0.4, 0.8), stats(0.4, float("inf"))) == np.inf
 
 
-@pytest.mark.parametrize(
-    ("entropies", "second"),
-    [
-        ((1.1, 1.2, 1.3), []),
-        ((0.9, 1.1, 1.1), ["gamma 0.4", "gamma 0.8"]),
-        ((0.9, 0.8, 1.1), ["gamma 2.5", "gamma 1.26"]),
-        ((0.8, 0.9, 0.99), ["gamma 0.4", "gamma 0.8", "unsharp 2.5"]),
-        ((1.0, 1.1, 0.99), ["unsharp 2.5"]),
-    ],
-)
-def test_second_round_follows_what_won_the_first(entropies, second):
-    looked, values = [], dict(zip(FIRST, entropies, strict=True))
+def looked_at(stage, entropies):
+    """Names of the changes that a stage looks at, if these have these entropies and all others more."""
+    looked = []
 
-    def look(candidate):
-        looked.append(str(candidate))
-        value = values.get(candidate, 2.0)
+    def look(change):
+        looked.append(str(change))
+        value = entropies.get(str(change), 2.0)
         return stats(value, value)
 
-    best, found = best_candidate(look, stats(1.0, 1.0))
-    assert looked == ["gamma 0.63", "gamma 1.6", "unsharp 1", *second]
-    assert best == FIRST[int(np.argmin(entropies))]
-    assert found.mean_entropy == min(entropies)
+    assert [str(change) for change in stage(look, stats(1.0, 1.0))] == looked
+    return looked
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "second"),
+    [
+        (1.1, 1.2, []),
+        (1.2, 1.1, []),
+        (0.9, 1.1, ["gamma 0.4", "gamma 0.8"]),
+        (0.8, 0.9, ["gamma 0.4", "gamma 0.8"]),
+        (0.9, 0.8, ["gamma 2.5", "gamma 1.26"]),
+        (1.1, 0.9, ["gamma 2.5", "gamma 1.26"]),
+    ],
+)
+def test_second_round_of_gammas_follows_what_won_the_first(low, high, second):
+    found = looked_at(gammas, {"gamma 0.63": low, "gamma 1.6": high})
+    assert found == ["gamma 0.63", "gamma 1.6", *second]
+
+
+def test_more_unsharp_masking_is_tried_if_some_lowers_the_entropy():
+    assert looked_at(unsharps, {"unsharp 1": 1.0}) == ["unsharp 1"]
+    assert looked_at(unsharps, {"unsharp 1": 0.99}) == ["unsharp 1", "unsharp 2.5"]
 
 
 def test_candidates_are_looked_at_on_two_windows_and_the_last_on_all():
@@ -118,6 +132,55 @@ def test_candidates_are_looked_at_on_two_windows_and_the_last_on_all():
     assert outcome.windows > 4
     assert network.calls in [2 * outcome.windows + 2 * looks for looks in (5, 6)]
     assert network.calls < 3 * outcome.windows
+
+
+# Sharpness and places
+
+
+def tube(*, size=40):
+    """Organs of all intensities side by side along two axes, constant along the third."""
+    cells = torch.randint(0, 4, (1, 1, size // 4, size // 4, 1), generator=torch.Generator().manual_seed(0))
+    return torch.tensor(PROTOTYPES)[cells].repeat_interleave(4, 2).repeat_interleave(4, 3).expand(-1, -1, -1, -1, size)
+
+
+def spectrum_of(*images):
+    return TrainingSpectrum.of(image[0] for image in images)
+
+
+def test_blurred_image_is_filtered_to_the_spectrum_of_the_training_images():
+    sharp = tube()
+    x = separable_filtering(sharp, [gaussian_1d(torch.tensor(0.6))] * 3, mode="replicate").clamp(0, 1)
+    settings = ETTASettings(spectrum=spectrum_of(sharp))
+    found, outcome = choose(Prototypes(), x, settings)
+    assert (outcome.accepted, outcome.candidate) == (True, "spectrum")
+    assert (found - sharp).abs().mean() < 0.6 * (x - sharp).abs().mean()
+    _, refused = choose(Prototypes(), sharp, settings)
+    assert not refused.accepted
+    assert "spectrum" not in refused.candidate
+
+
+def test_a_filter_needs_less_of_a_drop_than_a_gamma_unless_the_user_says_how_much():
+    sharp = tube()
+    x = separable_filtering(sharp, [gaussian_1d(torch.tensor(0.6))] * 3, mode="replicate").clamp(0, 1)
+    _, outcome = choose(Prototypes(), x, ETTASettings(spectrum=spectrum_of(sharp)))
+    drop = 1 - outcome.foreground_entropy_after / outcome.foreground_entropy_before
+    assert drop > ETTASettings().least_drop("spectrum")
+    assert ETTASettings().least_drop("spectrum") < ETTASettings().least_drop("input")
+    _, refused = choose(Prototypes(), x, ETTASettings(spectrum=spectrum_of(sharp), min_entropy_drop=drop + 0.001))
+    assert not refused.accepted
+
+
+def test_spectrum_of_other_channels_is_refused():
+    with pytest.raises(InputError, match="has 2 channels and 3 axes, the image 1 and 3"):
+        choose(Prototypes(), tube(), ETTASettings(spectrum=spectrum_of(tube().repeat(1, 2, 1, 1, 1))))
+
+
+def test_no_gamma_is_tried_where_intensities_differ_from_place_to_place():
+    x = tube() ** 1.3
+    drifting = x * torch.linspace(0.75, 1.05, x.shape[-1])
+    candidates = [choose(Prototypes(), image)[1].candidate for image in (x, drifting)]
+    assert candidates[0].startswith("gamma")
+    assert candidates[1].startswith("unsharp")
 
 
 # Channels
@@ -224,7 +287,7 @@ def test_results_do_not_depend_on_the_order_of_cases_nor_on_global_randomness():
 def test_after_entropies_are_those_of_the_image_that_is_predicted():
     network, x = Prototypes(), blocks(size=8) ** 1.6
     _, outcome = choose(network, x)
-    moved = changed(x, {0: Candidate("gamma", 0.63)}, intensities(x))
+    moved = changed(x, {0: (Gamma(0.63),)}, intensities(x))
     after = measure(network, [lambda: moved], INPUT)
     assert outcome.entropy_after == after.mean_entropy
     assert outcome.foreground_entropy_after == after.foreground_entropy
