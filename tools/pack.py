@@ -85,7 +85,7 @@ def contents(bundle: Path, *, weights: bool | Path = False) -> tuple[str, dict[P
 
     Args:
         bundle: folder of the bundle, its `scripts` a link.
-        weights: include `models/model.pt`, or this file as such.
+        weights: include `models/model.pt`, or this file as such; and the training spectrum, if that is beside it.
 
     Raises:
         InputError: lists all problems: files are missing or links out of the bundle, configs are not JSON or name what
@@ -114,6 +114,9 @@ def contents(bundle: Path, *, weights: bool | Path = False) -> tuple[str, dict[P
     if model and not problems:
         problems += _weights_problems(bundle, model)
         found[Path(WEIGHTS)] = model
+        spectrum = metadata.get("training_spectrum")
+        if spectrum and model.with_name(Path(spectrum).name).is_file():
+            found[Path(spectrum)] = model.with_name(Path(spectrum).name)
     raise_all(problems, bundle, "nothing was packed, correct these files")
     return f"{bundle.name}_v{metadata['version']}.zip", found
 

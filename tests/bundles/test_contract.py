@@ -197,6 +197,7 @@ def test_settings_are_used(bundle):
         "train",
         "validate",
         "build_store",
+        "write_spectrum",
     }
     looked_up |= {"evaluator", "dataset", "handlers", "trainer", *PLAIN_IN_INFERENCE}
     loaded = configs(bundle)

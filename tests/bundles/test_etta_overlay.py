@@ -8,8 +8,11 @@ import pandas as pd
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow
+from scipy.ndimage import gaussian_filter
 
 from scripts.etta.settings import ETTASettings
+from scripts.etta.spectrum import FREQUENCIES
+from scripts.etta.spectrum_file import read_spectrum
 from tests.conftest import ROOT, TINY, TINY_TRAINING, bundle_workflow, run_bundle
 
 CONFIGS = ROOT / "bundles" / "swin_bob_btcv" / "configs"
@@ -90,8 +93,35 @@ def test_overlays_differ_only_in_the_handlers_that_they_extend():
 
 def test_overlay_names_only_what_differs_from_the_defaults_of_the_settings():
     overlay = json.loads((CONFIGS / "etta.json").read_text())
-    assert overlay["etta"].keys() == {"_target_", "adapt"}
+    assert overlay["etta"].keys() == {"_target_", "adapt", "spectrum"}
     assert overlay["etta_adapt"] == ETTASettings().adapt
+
+
+@pytest.mark.parametrize("bundle", ["swin_bob_btcv", "swin_bob_brats", "swin_bob_pretrain"])
+def test_training_writes_the_spectrum_where_overlay_and_metadata_say(bundle):
+    names = ("train", "etta", "metadata")
+    train, etta, metadata = (
+        json.loads((ROOT / "bundles" / bundle / "configs" / f"{n}.json").read_text()) for n in names
+    )
+    assert metadata["training_spectrum"] == "models/spectrum.json"
+    assert etta["etta_spectrum"] == f"$@bundle_root + '/{metadata['training_spectrum']}'"
+    assert train["ckpt_dir"] == "$@bundle_root + '/models'"
+    assert train["training_spectrum"]["path"] == "$@ckpt_dir + '/spectrum.json'"
+
+
+def test_spectrum_of_a_training_is_what_the_input_is_filtered_to(torso_data, weights, tmp_path):
+    settings = {**TINY, **TINY_TRAINING, "dataset_dir": str(torso_data), "ckpt_dir": str(tmp_path / "models")}
+    run_bundle("swin_bob_btcv", ["train.json"], kind="train", run_id="write_spectrum", **settings)
+    spectrum = tmp_path / "models" / "spectrum.json"
+    assert read_spectrum(spectrum).mean.shape == (1, 3, FREQUENCIES)
+    blurred = tmp_path / "blurred.nii.gz"
+    image = nib.load(next((torso_data / "imagesTs").glob("*.nii.gz")))
+    smooth = gaussian_filter(np.asarray(image.dataobj, dtype=np.float32), 1.5)
+    nib.save(nib.Nifti1Image(smooth, image.affine), blurred)
+    changed = {"etta#guard": False, "etta_spectrum": str(spectrum), "input": str(blurred)}
+    segment(["inference.json", "etta.json"], torso_data, weights, tmp_path / "out", **changed)
+    (row,) = pd.read_csv(tmp_path / "out" / "etta.csv").itertuples()
+    assert row.candidate.split(", ")[-1] == "spectrum"
 
 
 FOREIGN = {

@@ -137,6 +137,18 @@ def test_weights_of_a_file_are_packed_as_those_of_the_bundle(tmp_path):
     assert verify(path) == []
 
 
+def test_training_spectrum_is_packed_with_the_weights_that_it_lies_beside(bundle, tmp_path):
+    metadata(bundle, training_spectrum="models/spectrum.json")
+    torch.save(fitted_state(), bundle / "models" / "model.pt")
+    for there in (False, True):
+        if there:
+            (bundle / "models" / "spectrum.json").write_text("{}")
+        for weights in (True, False):
+            with zipfile.ZipFile(pack(bundle, tmp_path, weights=weights)) as archive:
+                found = f"{bundle.name}/models/spectrum.json" in archive.namelist()
+                assert found is (there and weights)
+
+
 def test_weights_of_a_file_need_one_bundle_and_must_be_there(tmp_path, caplog):
     assert main(["--out", str(tmp_path / "out"), "--weights-file", "x.pt"]) == 2
     assert main(["solf_filter", "--out", str(tmp_path / "out"), "--weights-file", "x.pt"]) == 2
