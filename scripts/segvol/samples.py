@@ -128,8 +128,9 @@ class DrawPromptsd(Randomizable, Transform):
 
     def _organ(self, label: np.ndarray, class_id: int) -> tuple[np.ndarray, ...]:
         mask = label == class_id
-        share = self.R.uniform(0, self.box_jitter)
-        box = jittered_box(tight_box(mask), mask.shape, self.R, share=share)
+        box = tight_box(mask)
+        if self.box_jitter:
+            box = jittered_box(box, mask.shape, self.R, share=self.R.uniform(0, self.box_jitter))
         return self._prompts(mask, box, class_id, more=self.R.randint(MAX_MORE + 1))
 
     def _region(self, regions: np.ndarray, *, by_box: bool) -> tuple[np.ndarray, ...]:

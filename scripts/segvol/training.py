@@ -24,8 +24,8 @@ class PromptedNetwork(nn.Module):
     """Decode all prompts of the samples of a step from one encoding of their images.
 
     Every organ is asked for by each of `MIXES`; pseudo masks, of which nobody knows a name, in turn by points and by a
-    box. With `clicks`, every organ is also asked for by 1 to `clicks` points, as a user clicks: each of them lies where
-    the prediction by those before it is wrong; see `scripts.segvol.corrections`.
+    box. With `masks`, every organ is also asked for by `clicks` points, as a user clicks: each of them lies where the
+    prediction by those before it is wrong; see `scripts.segvol.corrections`.
 
     Args:
         network: to train; its text tower stays as it is.
@@ -36,8 +36,8 @@ class PromptedNetwork(nn.Module):
     Shape:
         - image: (B, 1, D, H, W).
         - points, point_labels, boxes, organs: of S masks a sample, as `scripts.segvol.samples.DrawPromptsd` draws them.
-        - masks: (B, O, D, H, W), of the organs, if there are `clicks`.
-        - Output: logits (B, T, D, H, W), where T is 6 times the organs, mix by mix, once more with `clicks`, and then
+        - masks: (B, O, D, H, W), of the organs, or None.
+        - Output: logits (B, T, D, H, W), where T is 6 times the organs, mix by mix, once more with `masks`, and then
           the pseudo masks, as `PrepareTargets` arranges the targets.
     """
 
@@ -64,8 +64,8 @@ class PromptedNetwork(nn.Module):
         given = {key: prompts[key][:, :named] for key in _PROMPTS}
         given["text"] = self._texts(organs[:, :named])
         found = [self._decode(embedding, given, mix) for mix in MIXES]
-        if masks is not None and clicks:
-            found.append(self._corrected(embedding, masks, int(torch.randint(1, clicks + 1, ()))))
+        if masks is not None:
+            found.append(self._corrected(embedding, masks, clicks))
         for slot in range(named, organs.shape[1]):
             one = {key: prompts[key][:, slot : slot + 1] for key in _PROMPTS}
             found.append(self._decode(embedding, one, "box" if (slot - named) % 2 else "points"))
@@ -113,7 +113,7 @@ class PrepareTargets:
     """Give the network its prompts, and the loss a target for each of its channels; see `PromptedNetwork`.
 
     Args:
-        clicks: simulated clicks of an organ at most, 0 for none.
+        clicks: simulated clicks of an organ: 1 to `clicks`, drawn by torch for each step; 0 for none.
 
     Raises:
         InputError: `clicks` is negative.
@@ -134,6 +134,6 @@ class PrepareTargets:
         named = count_named(moved["organs"])
         masks, times = target[:, :named], len(MIXES)
         if self.clicks:
-            moved |= {"masks": masks, "clicks": self.clicks}
+            moved |= {"masks": masks, "clicks": int(torch.randint(1, self.clicks + 1, ()))}
             times += 1
         return image, torch.cat([masks] * times + [target[:, named:]], dim=1), (), moved

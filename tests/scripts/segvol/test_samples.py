@@ -131,5 +131,5 @@ def test_sample_without_organ_or_region_has_empty_masks():
 def test_wrong_numbers_are_refused():
     with pytest.raises(InputError, match="organs is 0 and pseudo 0"):
         DrawPromptsd(organs=0)
-    with pytest.raises(InputError, match="box_jitter is -0.1"):
+    with pytest.raises(InputError, match=r"box_jitter is -0\.1"):
         DrawPromptsd(box_jitter=-0.1)
