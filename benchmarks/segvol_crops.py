@@ -3,8 +3,8 @@
 Tells apart whether windows are poor because a network did not learn crops, or because they ask something else than
 training does. A reduced network learns tight boxes in crops of a single phantom, at twice the resolution of
 `segvol_prompts`. Then the phantom is segmented by the boxes of its organs, in windows, with its label in place of what
-the whole volume shows. Writes `results/segvol_crops.csv`: mean Dice of the crops of the last
-100 steps that show an organ, and Dice of the organ by windows.
+the whole volume shows. Writes `results/segvol_crops.csv`: mean Dice of the crops of the last 100 steps that show an
+organ, and Dice of the organ by windows.
 """
 
 from __future__ import annotations

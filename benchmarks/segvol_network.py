@@ -174,8 +174,8 @@ def measure_step(context: SpawnContext) -> int:
     for clicks in (0, CLICKS):
         with context.Pool(1) as pool:
             rows.append((clicks, *pool.apply(training_step, (clicks,))))
-        logger.info("%d clicks: %.0f s of processor time, peak memory %.0f MB", *rows[-1])
-    table = pd.DataFrame(rows, columns=["clicks", "ratio", "megabytes"])
+        logger.info("correction_clicks %d: %.0f s of processor time, peak memory %.0f MB", *rows[-1])
+    table = pd.DataFrame(rows, columns=["correction_clicks", "ratio", "megabytes"])
     table["ratio"] /= table["ratio"][0]
     write_table(table, RESULTS / "segvol_step.csv", decimals=3)
     return 0
