@@ -2,7 +2,7 @@
 
 Trains the bundle at reduced size with its own command on coarse phantoms, of which six organs are labelled, then
 evaluates it on other phantoms. Writes `results/segvol_prompts.csv` and `.png`, and says which targets are missed.
-`--published` trains with tight boxes and without corrections, as the published trainer: `segvol_prompts_published`.
+`--no-clicks` trains without corrections, `--published` with tight boxes, too: `results/segvol_prompts_<way>.csv`.
 `--zoom` measures what windows give, on phantoms that are finer than the network's volume: `results/segvol_zoom.csv`.
 """
 
@@ -56,7 +56,12 @@ TRAINING = {
     "prompted#use_checkpoint": False,
 }
 PUBLISHED = {"box_jitter": 0.0, "correction_clicks": 0}
-ZOOM = {**PUBLISHED, "crop_prob": 0.5, "max_epochs": 120}
+WAYS = {
+    "whole": {},
+    "no_clicks": {"correction_clicks": 0},
+    "published": PUBLISHED,
+    "zoom": {**PUBLISHED, "crop_prob": 0.5, "max_epochs": 120},
+}
 TARGETS = {"box": 0.8, "box moved by up to 30 %": 0.7, "points": 0.6, "gain by 10 clicks over 1": 0.03}
 logger = logging.getLogger("segvol_prompts")
 
@@ -79,26 +84,30 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "demo" / "segvol", help="folder (default: demo/segvol)")
     parser.add_argument("--weights", type=Path, help="trained before; by default they are trained now")
     ways = parser.add_mutually_exclusive_group()
-    ways.add_argument("--published", action="store_true", help="train with tight boxes, without corrections")
-    ways.add_argument("--zoom", action="store_true", help="finer phantoms and crops, to measure what windows give")
+    parser.set_defaults(way="whole")
+    for way, text in (
+        ("no_clicks", "train without corrections"),
+        ("published", "train with tight boxes and without corrections"),
+        ("zoom", "finer phantoms and crops, to measure what windows give"),
+    ):
+        ways.add_argument(f"--{way.replace('_', '-')}", dest="way", action="store_const", const=way, help=text)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    way = "zoom" if args.zoom else "published" if args.published else "whole"
-    out = args.out.resolve() / way
+    out, is_zoom = args.out.resolve() / args.way, args.way == "zoom"
     folders = {
-        "dataset_dir": str(write_data(out / "data", finer=2 if args.zoom else 1)),
+        "dataset_dir": str(write_data(out / "data", finer=2 if is_zoom else 1)),
         "ckpt_dir": str(out / "models"),
     }
     if not args.weights:
         start = time.monotonic()
-        more = {"zoom": ZOOM, "published": PUBLISHED, "whole": {}}[way]
-        demo.run(BUNDLE, {**REDUCED, **TRAINING, **more, **folders, "output_dir": str(out / "runs")}, "train.json")
+        given = {**REDUCED, **TRAINING, **WAYS[args.way], **folders}
+        demo.run(BUNDLE, {**given, "output_dir": str(out / "runs")}, "train.json")
         logger.info("trained in %.1f min", (time.monotonic() - start) / 60)
     weights = (args.weights or out / "models" / "model.pt").resolve()
     settings = {**REDUCED, **folders, "ckpt_path": str(weights)}
-    if args.zoom:
+    if is_zoom:
         return measure_zoom(out, settings)
-    return measure_prompts(out, settings, "segvol_prompts_published" if args.published else "segvol_prompts")
+    return measure_prompts(out, settings, "segvol_prompts" if args.way == "whole" else f"segvol_prompts_{args.way}")
 
 
 def evaluate(out: Path, settings: dict[str, Any], **more: Any) -> pd.DataFrame:
