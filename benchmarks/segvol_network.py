@@ -1,8 +1,9 @@
-"""Measure SegVol at full size: `python -m benchmarks.segvol_network`.
+"""Measure SegVol at full size: `python -m benchmarks.segvol_network [--step]`.
 
 On one core, with random weights: time of the image encoder with plain attention against that of torch's fused one and
 of OpenVINO, of a first against a second prompt of the same place, as ratios of alternating runs; and peak memory of the
-whole way of a CT of 512 x 512 x 300 voxels from file to label map. Writes `results/segvol_network.csv`.
+whole way of a CT of 512 x 512 x 300 voxels from file to label map. Writes `results/segvol_network.csv`. `--step`
+measures a training step instead, with clicks that correct the prediction and without: `results/segvol_step.csv`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing.context import SpawnContext
 from pathlib import Path
 
 import nibabel as nib
@@ -27,12 +29,16 @@ from scripts.common.files import write_table
 from scripts.models.compiled import export_compiled
 from scripts.models.segvol import SegVol
 from scripts.segvol.inferer import ZoomInferer
+from scripts.segvol.losses import PromptLoss
 from scripts.segvol.prompt_files import Prompt
 from scripts.segvol.prompts import PromptBook
+from scripts.segvol.samples import DrawPromptsd
+from scripts.segvol.training import PrepareTargets, PromptedNetwork
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
 CT_SHAPE, REPEATS = (512, 512, 300), 3
+CLICKS = 10
 PROMPTS = [
     Prompt("first", box=(200, 200, 140, 260, 270, 155), class_id=1),
     Prompt("second", points=((230, 240, 148),), box=(205, 200, 140, 262, 270, 156), class_id=1),
@@ -142,11 +148,48 @@ def peak_megabytes() -> float:
     return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1e3
 
 
+def training_step(clicks: int) -> tuple[float, float]:
+    """Return the processor time in seconds and the peak memory in MB of a step of one volume and four organs."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    names = {1: "spleen", 2: "right kidney", 3: "left kidney", 6: "liver"}
+    whole, label = PromptedNetwork(SegVol().train(), class_names=names), torch.zeros(1, 32, 256, 256)
+    for place, organ in enumerate(names):
+        label[0, 8:20, 40 * place + 40 : 40 * place + 70, 90:150] = organ
+    sample = DrawPromptsd(organs=4, seed=0)({"image": torch.rand(label.shape), "label": label})
+    optimizer, prepare = torch.optim.AdamW(whole.parameters()), PrepareTargets(clicks=clicks)
+    torch.manual_seed(0)  # draws five clicks of up to ten
+
+    def step() -> None:
+        image, target, _, prompts = prepare({key: one[None] for key, one in sample.items()})
+        PromptLoss()(whole(image, **prompts), target).backward()
+        optimizer.step()
+
+    return seconds(step), peak_megabytes()
+
+
+def measure_step(context: SpawnContext) -> int:
+    """Compare a training step with five clicks, about the mean of up to ten, and without."""
+    rows = []
+    for clicks in (0, CLICKS):
+        with context.Pool(1) as pool:
+            rows.append((clicks, *pool.apply(training_step, (clicks,))))
+        logger.info("correction_clicks %d: %.0f s of processor time, peak memory %.0f MB", *rows[-1])
+    table = pd.DataFrame(rows, columns=["correction_clicks", "ratio", "megabytes"])
+    table["ratio"] /= table["ratio"][0]
+    write_table(table, RESULTS / "segvol_step.csv", decimals=3)
+    return 0
+
+
 def main() -> int:
     """Measure, and write the table."""
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--step", action="store_true", help="measure a training step alone")
+    args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     context = multiprocessing.get_context("spawn")
+    if args.step:
+        return measure_step(context)
     with context.Pool(1) as pool:
         whole = pool.apply(whole_case)
     logger.info("whole case: %s", {name: round(value, 1) for name, value in whole.items()})

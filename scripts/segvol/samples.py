@@ -13,7 +13,7 @@ from monai.utils import convert_to_tensor
 
 from scripts.common.errors import InputError
 from scripts.data.crops import RandCropByPlacesd
-from scripts.segvol.prompt_sampling import MAX_MORE, draw_points, tight_box
+from scripts.segvol.prompt_sampling import MAX_MORE, draw_points, jittered_box, tight_box
 
 ABSENT, PSEUDO = -1, 0
 """In place of a class id: no mask could be drawn, and the mask is a pseudo mask."""
@@ -75,10 +75,13 @@ class DrawPromptsd(Randomizable, Transform):
     Masks are those of organs, of which the text is a prompt too, and of regions of the pseudo mask. Every second of the
     latter is meant by its box: then other regions that lie in the box belong to it as well.
 
+    Boxes of organs are moved, each by a share of its extent of its own, so that exact ones are among them.
+
     Args:
         organs: number of organs, drawn with the same probability each, several times if there are fewer; None: each
             organ once.
         pseudo: number of regions.
+        box_jitter: largest share of the extent by which the faces of a box move; see `jittered_box`. 0: tight boxes.
         seed: makes the prompts of a sample the same always, as validation needs; None for training.
 
     Shape:
@@ -92,10 +95,14 @@ class DrawPromptsd(Randomizable, Transform):
         InputError: a number is negative.
     """
 
-    def __init__(self, *, organs: int | None = None, pseudo: int = 0, seed: int | None = None) -> None:
+    def __init__(
+        self, *, organs: int | None = None, pseudo: int = 0, box_jitter: float = 0.0, seed: int | None = None
+    ) -> None:
         if (organs is not None and organs < 1) or pseudo < 0:
             raise InputError(f"organs is {organs} and pseudo {pseudo}: give 1 or more organs, and 0 or more others.")
-        self.organs, self.pseudo, self.seed = organs, pseudo, seed
+        if box_jitter < 0:
+            raise InputError(f"box_jitter is {box_jitter}: give 0 or a share of the extent.")
+        self.organs, self.pseudo, self.box_jitter, self.seed = organs, pseudo, box_jitter, seed
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Draw the masks and prompts of a sample."""
@@ -121,7 +128,10 @@ class DrawPromptsd(Randomizable, Transform):
 
     def _organ(self, label: np.ndarray, class_id: int) -> tuple[np.ndarray, ...]:
         mask = label == class_id
-        return self._prompts(mask, tight_box(mask), class_id, more=self.R.randint(MAX_MORE + 1))
+        box = tight_box(mask)
+        if self.box_jitter:
+            box = jittered_box(box, mask.shape, self.R, share=self.R.uniform(0, self.box_jitter))
+        return self._prompts(mask, box, class_id, more=self.R.randint(MAX_MORE + 1))
 
     def _region(self, regions: np.ndarray, *, by_box: bool) -> tuple[np.ndarray, ...]:
         ids, voxels = np.unique(regions[regions > 0], return_counts=True)

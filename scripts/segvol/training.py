@@ -9,8 +9,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from scripts.common.errors import InputError
 from scripts.models.clip_tokens import tokenize
 from scripts.models.segvol import SegVol
+from scripts.segvol.corrections import draw_corrections
 from scripts.segvol.samples import PSEUDO
 
 MIXES = ("points+text", "box+text", "text", "box", "points", "box+points")
@@ -22,7 +24,8 @@ class PromptedNetwork(nn.Module):
     """Decode all prompts of the samples of a step from one encoding of their images.
 
     Every organ is asked for by each of `MIXES`; pseudo masks, of which nobody knows a name, in turn by points and by a
-    box.
+    box. With `masks`, every organ is also asked for by `clicks` points, as a user clicks: each of them lies where the
+    prediction by those before it is wrong; see `scripts.segvol.corrections`.
 
     Args:
         network: to train; its text tower stays as it is.
@@ -33,8 +36,9 @@ class PromptedNetwork(nn.Module):
     Shape:
         - image: (B, 1, D, H, W).
         - points, point_labels, boxes, organs: of S masks a sample, as `scripts.segvol.samples.DrawPromptsd` draws them.
-        - Output: logits (B, T, D, H, W), where T is 6 times the organs, mix by mix, and then the pseudo masks, as
-          `PrepareTargets` arranges the targets.
+        - masks: (B, O, D, H, W), of the organs, or None.
+        - Output: logits (B, T, D, H, W), where T is 6 times the organs, mix by mix, once more with `masks`, and then
+          the pseudo masks, as `PrepareTargets` arranges the targets.
     """
 
     def __init__(self, network: SegVol, *, class_names: Mapping[int, str], use_checkpoint: bool = True) -> None:
@@ -45,13 +49,23 @@ class PromptedNetwork(nn.Module):
         self.register_buffer("rows", rows, persistent=False)
         self.register_buffer("tokens", tokenize(list(class_names.values())), persistent=False)
 
-    def forward(self, image: torch.Tensor, *, organs: torch.Tensor, **prompts: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        image: torch.Tensor,
+        *,
+        organs: torch.Tensor,
+        masks: torch.Tensor | None = None,
+        clicks: int = 0,
+        **prompts: torch.Tensor,
+    ) -> torch.Tensor:
         """Return the logits of all prompts; see the class."""
         embedding = self.network.encode_image(image)
         named = count_named(organs)
         given = {key: prompts[key][:, :named] for key in _PROMPTS}
         given["text"] = self._texts(organs[:, :named])
         found = [self._decode(embedding, given, mix) for mix in MIXES]
+        if masks is not None:
+            found.append(self._corrected(embedding, masks, clicks))
         for slot in range(named, organs.shape[1]):
             one = {key: prompts[key][:, slot : slot + 1] for key in _PROMPTS}
             found.append(self._decode(embedding, one, "box" if (slot - named) % 2 else "points"))
@@ -63,6 +77,14 @@ class PromptedNetwork(nn.Module):
         with torch.no_grad():
             features = self.network.text_features(self.tokens[classes])
         return self.network.align_text(features)[places]
+
+    def _corrected(self, embedding: torch.Tensor, masks: torch.Tensor, clicks: int) -> torch.Tensor:
+        """Return the logits after some clicks, (B, O, D, H, W)."""
+
+        def decode(points: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            return self._decode(embedding, {"points": points, "point_labels": labels}, "points")
+
+        return decode(*draw_corrections(decode, masks, clicks=clicks))
 
     def _decode(self, embedding: torch.Tensor, prompts: Mapping[str, torch.Tensor], mix: str) -> torch.Tensor:
         """Return the logits of (B, S, ...) prompts, of which a mix is used, (B, S, D, H, W)."""
@@ -88,15 +110,30 @@ def count_named(organs: torch.Tensor) -> int:
 
 
 class PrepareTargets:
-    """Give the network its prompts, and the loss a target for each of its channels; see `PromptedNetwork`."""
+    """Give the network its prompts, and the loss a target for each of its channels; see `PromptedNetwork`.
+
+    Args:
+        clicks: simulated clicks of an organ: 1 to `clicks`, drawn by torch for each step; 0 for none.
+
+    Raises:
+        InputError: `clicks` is negative.
+    """
+
+    def __init__(self, *, clicks: int = 0) -> None:
+        if clicks < 0:
+            raise InputError(f"clicks is {clicks}: give 0 or more.")
+        self.clicks = clicks
 
     def __call__(
         self, batch: Mapping[str, Any], device: Any = None, non_blocking: bool = False, **options: Any
-    ) -> tuple[torch.Tensor, torch.Tensor, tuple, dict[str, torch.Tensor]]:
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple, dict[str, Any]]:
         """Return image, targets (B, T, D, H, W) int8, and prompts; as `monai.engines.utils.PrepareBatch`."""
         keys = ("image", "target", "organs", *_PROMPTS)
         moved = {key: batch[key].to(device=device, non_blocking=non_blocking, **options) for key in keys}
         image, target = moved.pop("image"), moved.pop("target")
         named = count_named(moved["organs"])
-        arranged = torch.cat([target[:, :named]] * len(MIXES) + [target[:, named:]], dim=1)
-        return image, arranged, (), moved
+        masks, times = target[:, :named], len(MIXES)
+        if self.clicks:
+            moved |= {"masks": masks, "clicks": int(torch.randint(1, self.clicks + 1, ()))}
+            times += 1
+        return image, torch.cat([masks] * times + [target[:, named:]], dim=1), (), moved

@@ -11,6 +11,7 @@ from scripts.common.errors import root_cause
 from scripts.segvol.training import MIXES
 from tests.conftest import run_bundle
 from tests.scripts.models.tiny_networks import TINY_SEGVOL, tiny_segvol
+from tests.two_ranks import assert_same_weights, train_on_two_ranks
 from tools.phantom import write_cohort
 
 TRAIN, EVALUATE = ["train.json"], ["train.json", "evaluate.json"]
@@ -60,6 +61,22 @@ def test_first_epoch_trains_and_the_text_tower_stays(tmp_path, data):
     changed = {key for key in after if not torch.equal(after[key], before[key])}
     assert {"text_encoder.dim_align.weight", "image_encoder.patch_embedding.position_embeddings"} <= changed
     assert not [key for key in changed if "clip_text_model" in key]
+
+
+def test_two_ranks_train_one_network_and_score_the_whole_validation_set(tmp_path, data):
+    """Though each draws its own number of clicks."""
+    content = json.loads((data / "dataset_0.json").read_text())
+    content["validation"] += content.pop("test")
+    (tmp_path / "list.json").write_text(json.dumps(content))
+    given = settings(data, tmp_path, datalist_file=str(tmp_path / "list.json"))
+    one, other = train_on_two_ranks("segvol", tmp_path, **given)
+    assert_same_weights(one["network"], other["network"])
+    assert_same_weights(one["network"], {f"network.{k}": v for k, v in state(tmp_path)["network"].items()})
+    assert one["metrics"] == other["metrics"]
+    given |= {"ckpt_dir": str(tmp_path / "alone"), "max_epochs": 1, "learning_rate": 0.0}
+    given |= {"pretrained": str(tmp_path / "models" / "training_state.ckpt")}
+    alone = run_bundle("segvol", TRAIN, **given).parser.get_parsed_content("validate#evaluator").state.metrics
+    assert one["metrics"]["val_mean_dice"] == pytest.approx(alone["val_mean_dice"], abs=1e-4)
 
 
 def test_training_takes_prepared_cases_from_the_store_with_their_pseudo_masks(tmp_path, data):

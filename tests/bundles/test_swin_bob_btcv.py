@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 import re
 import shutil
 import signal
@@ -37,6 +36,7 @@ from tests.conftest import (
 )
 from tests.scripts.io.dicom_files import editing
 from tests.scripts.io.dicom_readers import rtstruct_masks, seg_labels
+from tests.two_ranks import assert_same_weights, train_on_two_ranks
 
 BUNDLE = "swin_bob_btcv"
 CONFIGS = ROOT / "bundles" / BUNDLE / "configs"
@@ -54,12 +54,6 @@ def infer(trained, source, out, **more):
     ckpt_path = str(trained / "models" / "model.pt")
     settings = {**TINY, "input": str(source), "output_dir": str(out), "ckpt_path": ckpt_path, **more}
     return run_bundle(BUNDLE, ["inference.json"], kind="infer", **settings)
-
-
-def assert_same_weights(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
 
 
 def command(*arguments, **settings):
@@ -231,40 +225,13 @@ def test_mlflow_tracks_loss_and_metric(torso_data, tmp_path):
     assert {"train_loss", "val_mean_dice"} <= {name for run in runs for name in run.data.metrics}
 
 
-TWO_RANKS = """
-import json, sys, torch
-from monai.bundle import ConfigWorkflow
-configs, settings, out = json.loads(sys.argv[1])
-workflow = ConfigWorkflow(configs, workflow_type="train", logging_file=False, **settings)
-workflow.initialize()
-workflow.run()
-network, evaluator = workflow.parser.get_parsed_content("network"), workflow.evaluator
-content = {"network": network.module.state_dict(), "metrics": {k: float(v) for k, v in evaluator.state.metrics.items()}}
-torch.save(content, f"{out}/rank{torch.distributed.get_rank()}.pt")
-workflow.finalize()
-"""
-
-
 def test_two_ranks_hold_the_same_weights_and_score_the_whole_validation_set(torso_data, tmp_path):
     datalist = json.loads((torso_data / "dataset_0.json").read_text())
     datalist["validation"] += [{"image": item["image"], "label": item["label"]} for item in datalist["test"]]
     datalist["test"] = []
     (torso_data / "two_validation.json").write_text(json.dumps(datalist))
-    settings = training_settings(
-        torso_data,
-        tmp_path,
-        max_epochs=2,
-        bundle_root=str(ROOT / "bundles" / BUNDLE),
-        datalist_file="two_validation.json",
-    )
-    configs = [str(CONFIGS / "train.json"), str(CONFIGS / "multi_gpu_train.json")]
-    (tmp_path / "two_ranks.py").write_text(TWO_RANKS)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    arguments = [str(tmp_path / "two_ranks.py"), json.dumps([configs, settings, str(tmp_path)])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*launch, *arguments], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    settings = training_settings(torso_data, tmp_path, max_epochs=2, datalist_file="two_validation.json")
+    ranks = train_on_two_ranks(BUNDLE, tmp_path, **settings)
     assert_same_weights(ranks[0]["network"], ranks[1]["network"])
     assert ranks[0]["metrics"] == ranks[1]["metrics"]
     alone = training_settings(torso_data, tmp_path / "alone", max_epochs=1, datalist_file="two_validation.json")

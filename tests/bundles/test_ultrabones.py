@@ -1,9 +1,6 @@
 """The whole bundle at small size: training, evaluation and inference on phantoms of B-mode images."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -16,9 +13,11 @@ from scipy.spatial.distance import cdist
 
 from scripts.models.ultrabones import UltraBones
 from scripts.ultrabones.tracking import read_tracking, rigid, surface_points_mm
-from tests.conftest import ROOT, TINY_OF, message_of, run_bundle
+from tests.conftest import TINY_OF, message_of, run_bundle
+from tests.conftest import weights as weights_of
 from tests.scripts.io.dicom_files import region, write_picture
 from tests.scripts.models.tiny_networks import saved, state_of
+from tests.two_ranks import assert_same_weights, train_on_two_ranks
 from tools.ultrasound_sweep import CALIBRATION, write_sweep
 
 TINY = TINY_OF["ultrabones"]
@@ -133,36 +132,13 @@ def test_training_is_repeatable_goes_on_and_is_evaluated(tmp_path, ultrasound_da
     assert pd.read_csv(out / "scores.csv")["case"].nunique() == 3
 
 
-TWO_RANKS = """
-import json, sys, torch
-from monai.bundle import ConfigWorkflow
-configs, settings, out = json.loads(sys.argv[1])
-workflow = ConfigWorkflow(configs, workflow_type="train", logging_file=False, **settings)
-workflow.initialize()
-workflow.run()
-network, metrics = workflow.parser.get_parsed_content("network"), workflow.evaluator.state.metrics
-rank = torch.distributed.get_rank()
-torch.save([network.module.state_dict(), float(metrics["val_mean_dice"])], f"{out}/rank{rank}.pt")
-workflow.finalize()
-"""
-
-
 def test_two_ranks_validate_and_save_one_network_on_the_whole_set(ultrasound_data, tmp_path):
-    folder = ROOT / "bundles" / "ultrabones"
-    given = {**TINY, **TRAINING, "bundle_root": str(folder), "dataset_dir": str(ultrasound_data)}
-    settings = {**given, "output_dir": str(tmp_path / "runs"), "ckpt_dir": str(tmp_path / "models")}
-    configs = [str(folder / "configs" / name) for name in ("train.json", "multi_gpu_train.json")]
-    (tmp_path / "two_ranks.py").write_text(TWO_RANKS)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    arguments = [str(tmp_path / "two_ranks.py"), json.dumps([configs, settings, str(tmp_path)])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*launch, *arguments], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    (one, dice), (other, same_dice) = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
-    assert dice == same_dice
-    assert all(torch.equal(one[key], other[key]) for key in one)
-    saved_state = torch.load(tmp_path / "models" / "training_state.ckpt", weights_only=True)["network"]
-    assert all(torch.equal(one[key], saved_state[key]) for key in one)
+    folders = {"output_dir": str(tmp_path / "runs"), "ckpt_dir": str(tmp_path / "models")}
+    given = {**TINY, **TRAINING, **folders, "dataset_dir": str(ultrasound_data)}
+    one, other = train_on_two_ranks("ultrabones", tmp_path, **given)
+    assert one["metrics"] == other["metrics"]
+    assert_same_weights(one["network"], other["network"])
+    assert_same_weights(one["network"], weights_of(tmp_path / "models" / "training_state.ckpt"))
 
 
 def test_label_as_prediction_has_the_best_scores(tmp_path, weights, ultrasound_data, monkeypatch):

@@ -4,10 +4,14 @@ import torch
 from monai.data import MetaTensor
 
 from scripts.common.errors import InputError
+from scripts.data.crops import RandCropByPlacesd
+from scripts.data.places import ForegroundPlacesd
 from scripts.segvol.coarse import QUANTA
 from scripts.segvol.inferer import ZoomInferer
 from scripts.segvol.prompt_files import Prompt
 from scripts.segvol.prompts import PromptBook
+from scripts.segvol.samples import DrawPromptsd, RandZoomOrCropd
+from scripts.segvol.windows import windows_around
 
 WINDOW = (8, 16, 16)
 
@@ -17,13 +21,17 @@ class Stub(torch.nn.Module):
 
     def __init__(self, spatial_size=WINDOW):
         super().__init__()
-        self.spatial_size, self.encoded, self.asked = spatial_size, 0, []
+        self.spatial_size, self.seen, self.asked = spatial_size, [], []
         self.image_encoder = torch.nn.Linear(1, 1)
 
     def encode_image(self, image):
         assert image.shape == (1, 1, *self.spatial_size)
-        self.encoded += 1
+        self.seen.append(image.clone())
         return image.clone()
+
+    @property
+    def encoded(self):
+        return len(self.seen)
 
     def decode(self, embedding, **prompts):
         self.asked.append({key: value.tolist() for key, value in prompts.items() if value is not None})
@@ -86,6 +94,21 @@ def test_box_is_not_shifted_with_the_published_fault():
     network = Stub((32, 256, 256))
     inferer_of(parity="true").segment(image_of(torch.ones(SMALL)), network, [Prompt("a", box=PROMPT)])
     np.testing.assert_allclose(network.asked[1]["boxes"], [PROMPT], atol=1)  # resized twice by the nearest voxel
+
+
+@pytest.mark.parametrize("shape", [(30, 40, 50), (5, 40, 11)])
+def test_window_shows_and_asks_what_a_training_crop_of_the_same_place_does(shape, monkeypatch):
+    around = np.array([1, 13, 4, 4, 22, 9])
+    label = blob(shape, around, outside=0.0)
+    volume, network = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 0.5, Stub()
+    inferer_of().segment(image_of(volume), network, [Prompt("a", box=tuple(around))])
+    (start,) = windows_around(around, shape, WINDOW).starts
+    monkeypatch.setattr(RandCropByPlacesd, "randomize", lambda *_: [np.array(start)])
+    case = ForegroundPlacesd()({"image": MetaTensor(volume[None]), "label": MetaTensor(label[None])})
+    crop = DrawPromptsd(organs=1)(RandZoomOrCropd(["image", "label"], spatial_size=WINDOW, crop_prob=1)(case))
+    assert network.encoded == 2
+    assert torch.equal(network.seen[1], crop["image"][None])
+    assert network.asked[1] == {"boxes": crop["boxes"].tolist()}
 
 
 def test_windows_of_a_large_structure_get_the_box_of_what_the_whole_volume_showed():

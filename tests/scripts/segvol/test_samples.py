@@ -97,6 +97,21 @@ def test_region_meant_by_its_box_includes_what_lies_inside():
     assert 4 * 8 * 8 not in masks  # meant by points
 
 
+def test_boxes_of_organs_are_moved_by_up_to_the_share_and_those_of_regions_never():
+    boxes, regions = [], []
+    for seed in range(200):
+        out = drawn(DrawPromptsd(organs=2, pseudo=2, box_jitter=0.4), sample(), seed)
+        boxes += [out["boxes"][i].numpy() for i in range(2) if out["organs"][i] == 4]
+        regions += out["boxes"][3:].tolist()
+    tight = tight_box(sample()["label"][0].numpy() == 4)
+    moved = np.array(boxes) - tight
+    largest = np.abs(moved).max(axis=0)
+    assert (largest >= 1).all()
+    assert (largest <= np.rint(0.4 * np.tile(tight[3:] - tight[:3] + 1, 2))).all()
+    assert 0.05 < (moved == 0).all(axis=1).mean() < 0.6  # tight ones are among them
+    assert {tuple(one) for one in regions} <= {(0, 0, 0, 7, 15, 15), (2, 4, 4, 5, 11, 11), (3, 6, 6, 4, 7, 7)}
+
+
 def test_validation_asks_for_each_organ_once_and_always_the_same():
     transform = DrawPromptsd(seed=3)
     one, other = transform(sample()), transform(sample())
@@ -116,3 +131,5 @@ def test_sample_without_organ_or_region_has_empty_masks():
 def test_wrong_numbers_are_refused():
     with pytest.raises(InputError, match="organs is 0 and pseudo 0"):
         DrawPromptsd(organs=0)
+    with pytest.raises(InputError, match=r"box_jitter is -0\.1"):
+        DrawPromptsd(box_jitter=-0.1)

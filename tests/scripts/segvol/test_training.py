@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from scripts.common.errors import InputError
+from scripts.segvol.corrections import draw_corrections
 from scripts.segvol.losses import PromptLoss
 from scripts.segvol.samples import ABSENT, SAMPLE_KEYS, DrawPromptsd
 from scripts.segvol.training import MIXES, PrepareTargets, PromptedNetwork
@@ -54,20 +56,57 @@ def test_each_prompt_gives_what_the_network_gives_for_it_alone():
             assert torch.equal(target[1, 18 + number], data["target"][1, 3 + number])
 
 
+@pytest.mark.parametrize("amp", [False, True])
+def test_organs_are_asked_for_by_clicks_that_correct_what_the_clicks_before_showed(amp):
+    """After the six kinds of prompts, and before the pseudo masks; the points are no more than the clicks."""
+    whole, data = network(), batch()
+    image, target, _, prompts = PrepareTargets(clicks=1)(data)
+    embedding = whole.network.encode_image(image[1][None])
+
+    def decode(points, labels):
+        return whole.network.decode(embedding, points=points[0], point_labels=labels[0])[:, 0][None]
+
+    one = {key: value[1:] for key, value in prompts.items() if torch.is_tensor(value)}
+    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        torch.manual_seed(0)
+        found = whole(image[1:], **one, clicks=3)
+        torch.manual_seed(0)
+        expected = decode(*draw_corrections(decode, one["masks"], clicks=3))
+    assert found.shape == target[1:].shape == (1, 7 * 3 + 2, *SIZE)
+    torch.testing.assert_close(found[:, 18:21].float(), expected.float(), atol=0.02 if amp else 1e-5, rtol=1e-4)
+    assert torch.equal(target[:, 18:21], data["target"][:, :3])
+    assert torch.equal(target[:, 21:], data["target"][:, 3:])
+
+
+def test_number_of_clicks_is_drawn_by_the_seed_of_the_step():
+    torch.manual_seed(0)
+    prepare, data = PrepareTargets(clicks=3), batch()
+    assert {prepare(data)[3]["clicks"] for _ in range(30)} == {1, 2, 3}
+    assert not {"masks", "clicks"} & set(PrepareTargets()(data)[3])
+
+
+def test_wrong_number_of_clicks_is_refused():
+    with pytest.raises(InputError, match="clicks is -1: give 0 or more"):
+        PrepareTargets(clicks=-1)
+
+
 def test_image_is_encoded_once_for_all_prompts_of_a_step():
     whole, calls = network(), []
     whole.network.image_encoder.register_forward_hook(lambda *_: calls.append(1))
-    image, target, _, prompts = PrepareTargets()(batch())
+    image, target, _, prompts = PrepareTargets(clicks=3)(batch())
     PromptLoss(pseudo=2)(whole(image, **prompts), target).backward()
     assert len(calls) == 1
 
 
-def test_text_tower_stays_and_all_else_trains_the_linear_layer_behind_it_too():
+@pytest.mark.parametrize("amp", [False, True])
+def test_text_tower_stays_and_all_else_trains_the_linear_layer_behind_it_too(amp):
     whole = network()
     before = {key: value.clone() for key, value in whole.state_dict().items()}
     optimizer = torch.optim.AdamW(whole.parameters(), lr=0.01)
-    image, target, _, prompts = PrepareTargets()(batch())
-    PromptLoss(pseudo=2)(whole(image, **prompts), target).backward()
+    image, target, _, prompts = PrepareTargets(clicks=3)(batch())
+    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        logits = whole(image, **prompts)
+    PromptLoss(pseudo=2)(logits, target).backward()
     missing = [key for key, value in whole.named_parameters() if value.requires_grad and value.grad is None]
     assert missing == []  # or processes of a distributed training would wait for it
     optimizer.step()
