@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from monai.networks.layers import gaussian_1d, separable_filtering
 from monai.utils import convert_to_dst_type, convert_to_tensor
 
 
@@ -51,27 +50,6 @@ class Gamma:
         """Change x in place, see `Change`."""
         span = seen.high - seen.low
         x.sub_(seen.low).div_(span).clamp_(0, 1).pow_(self.exponent).mul_(span).add_(seen.low)
-
-
-@dataclass(frozen=True)
-class Unsharp:
-    """Set x to `clip(x + factor * (x - smooth), low, high)`, where `smooth` is x after a Gaussian of 1 voxel."""
-
-    factor: float
-
-    def __str__(self) -> str:
-        return f"unsharp {self.factor:g}"
-
-    def apply(self, x: torch.Tensor, seen: Intensities) -> None:
-        """Change x in place, see `Change`."""
-        smooth = filtered(x, [gaussian_1d(torch.tensor(1.0), approx="sampled", normalize=True)] * (x.ndim - 2))
-        x.mul_(1 + self.factor).sub_(smooth, alpha=self.factor).clamp_(seen.low, seen.high)
-
-
-def filtered(x: torch.Tensor, kernels: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Filter an image along each axis; in float32, as half precision would round it."""
-    with torch.autocast(x.device.type, enabled=False):
-        return separable_filtering(x, list(kernels), mode="replicate")
 
 
 def intensities(image: torch.Tensor) -> list[Intensities]:

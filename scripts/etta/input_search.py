@@ -13,7 +13,7 @@ import torch
 from monai.utils import convert_to_tensor
 
 from scripts.etta.guard import PredictionStats, entropy_verdict, logits_of, measure
-from scripts.etta.input_candidates import Change, Gamma, Unsharp, changed, intensities
+from scripts.etta.input_candidates import Change, Gamma, changed, intensities
 from scripts.etta.nonuniformity import OrganSamples
 from scripts.etta.outcome import ACCEPTED, Outcome
 from scripts.etta.settings import ETTASettings
@@ -21,10 +21,9 @@ from scripts.etta.spectrum import Sharpness
 from scripts.etta.windows import choose, crops, measured_windows
 from scripts.inference.window_layout import WindowLayout
 
-LOW_GAMMA, HIGH_GAMMA, UNSHARP = Gamma(0.63), Gamma(1.6), Unsharp(1)
+LOW_GAMMA, HIGH_GAMMA = Gamma(0.63), Gamma(1.6)
 MORE_OF_LOW_GAMMA = (Gamma(0.4), Gamma(0.8))
 MORE_OF_HIGH_GAMMA = (Gamma(2.5), Gamma(1.26))
-MORE_UNSHARP = (Unsharp(2.5),)
 MAX_NONUNIFORMITY = 0.25
 """Above it, gammas are not tried: a gain that differs by 28 % from place to place."""
 LOOK_WINDOWS = 2  # of the reference windows, on which each candidate is measured; 1 if there are several channels
@@ -40,9 +39,9 @@ def choose_input(
     """Choose how to change an image for a network; no gradient is taken.
 
     1. The network predicts the reference windows of the plain image.
-    2. For each channel in turn, gammas, then filters are measured on two of these windows. Of each kind, the change
-       with the least `score` is kept if its entropies are accepted there; filters come on top of the gamma. Gammas are
-       left out if the intensities of the organs differ from place to place.
+    2. For each channel in turn, gammas are measured on two of these windows, unless the intensities of the organs
+       differ from place to place, and that with the least `score` is kept if its entropies are accepted there. Then, on
+       top of it, the filter to the training spectrum.
     3. The network predicts all reference windows of the changed image, and the guard decides by the entropies: an organ
        that the plain prediction lacks may come back, so volumes do not count.
 
@@ -112,14 +111,6 @@ def gammas(look: Look, before: PredictionStats) -> Found:
     return found | {change: look(change) for change in more}
 
 
-def unsharps(look: Look, before: PredictionStats) -> Found:
-    """Look at unsharp masking, and at more of it if the entropy drops; arguments as of `gammas`."""
-    found: Found = {UNSHARP: look(UNSHARP)}
-    if found[UNSHARP].mean_entropy < before.mean_entropy:
-        found |= {change: look(change) for change in MORE_UNSHARP}
-    return found
-
-
 class _Search:
     """The plain prediction of the reference windows, and the search that starts from it; see `choose_input`."""
 
@@ -148,7 +139,7 @@ class _Search:
         generator = np.random.default_rng(self.settings.seed)
         count = LOOK_WINDOWS if len(channels) == 1 else 1
         looks = choose(self.before.entropy, self.before.foreground, count=count, generator=generator)
-        why = "there is nothing to undo" if channels else "no channel has contrast"
+        why = "intensities differ from place to place" if channels else "no channel has contrast"
         best, chosen, refused = self.before.subset(looks), {}, (math.inf, {}, why)
         for channel in channels:
             for stage in self._stages(channel):
@@ -163,11 +154,9 @@ class _Search:
 
     def _stages(self, channel: int) -> list[Callable[[Look, PredictionStats], Found]]:
         """Return what looks at each kind of change of a channel."""
-        spectrum = self.settings.spectrum
         stages = [gammas] if self.samples.nonuniformity(channel) <= MAX_NONUNIFORMITY else []
-        if spectrum is None:
-            return [*stages, unsharps]
-        sharpness = spectrum.filter_of(self.image, channel)
+        spectrum = self.settings.spectrum
+        sharpness = None if spectrum is None else spectrum.filter_of(self.image, channel)
         return stages if sharpness is None else [*stages, lambda look, _: {sharpness: look(sharpness)}]
 
     def _look(self, windows: Sequence[int], chosen: Chosen, channel: int, change: Change) -> PredictionStats:
@@ -191,7 +180,7 @@ def _least_drop(change: Change, settings: ETTASettings) -> float:
 
 
 def _named(chosen: Chosen, *, channels: int) -> str:
-    """Write `gamma 0.63, unsharp 1`, or with several channels `0: gamma 0.63; 2: unsharp 1`."""
+    """Write `gamma 0.63, spectrum`, or with several channels `0: gamma 0.63; 2: spectrum`."""
     names = {channel: ", ".join(map(str, changes)) for channel, changes in chosen.items()}
     if channels == 1:
         return "".join(names.values())

@@ -15,7 +15,7 @@ class Outcome:
         accepted: whether the adapted network or the changed image gives the prediction.
         reason: why, or why not.
         candidate: the change of the image that is used or was refused, such as `gamma 0.63`; with several channels
-            their numbers too, as in `0: gamma 0.63; 2: unsharp 1`. Empty if only weights adapt.
+            their numbers too, as in `0: gamma 0.63; 2: spectrum`. Empty if only weights adapt.
         entropy_before: mean voxel entropy of the plain prediction on the reference windows, 0 to 1.
         entropy_after: the same after adaptation, also if it was refused; where it was not measured on all of these
             windows, that before.

@@ -44,7 +44,7 @@ class ETTASettings:
         windows_per_step: number of windows whose gradients are averaged; None takes all windows of the inferer, as in
             the paper, and measures predictions on all of them.
         activation: softmax for exclusive classes, sigmoid for channels that overlap.
-        spectrum: of the training images, to whose sharpness the input is filtered; None for unsharp masking instead.
+        spectrum: of the training images, to which the input is filtered; None for gammas alone.
         min_entropy_drop: smallest relative drop of the foreground's entropy; below it, the plain prediction is used.
             None: `LEAST_DROP`.
         volume_band: smallest and largest ratio of the volume of a class after adapting weights to that before.

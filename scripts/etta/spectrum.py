@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from monai.networks.layers import separable_filtering
 from monai.utils import convert_to_tensor
 from scipy.signal import welch
 
 from scripts.common.errors import InputError
-from scripts.etta.input_candidates import Intensities, filtered
+from scripts.etta.input_candidates import Intensities
 
 SEGMENT = 32
 """Voxels of a segment of Welch's method; an axis with fewer is not filtered."""
@@ -45,7 +46,9 @@ class Sharpness:
 
     def apply(self, x: torch.Tensor, seen: Intensities) -> None:
         """Change x in place, see `scripts.etta.input_candidates.Change`."""
-        x.copy_(filtered(x, [torch.tensor(kernel) for kernel in self.kernels])).clamp_(seen.low, seen.high)
+        with torch.autocast(x.device.type, enabled=False):  # half precision would round the image
+            found = separable_filtering(x, [torch.tensor(kernel) for kernel in self.kernels], mode="replicate")
+        x.copy_(found).clamp_(seen.low, seen.high)
 
 
 @dataclass(frozen=True)

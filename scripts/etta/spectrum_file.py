@@ -76,7 +76,7 @@ def read_spectrum(path: str | Path | None) -> TrainingSpectrum | None:
     path = Path(path)
     if not path.is_file():
         logger.warning(
-            "%s is missing: images are sharpened by a fixed filter. `run write_spectrum --config_file "
+            "%s is missing, so the input is adapted by gammas alone. `run write_spectrum --config_file "
             "configs/train.json` writes it from the training images.",
             printable(path),
         )

@@ -74,6 +74,14 @@ def test_brightness_and_contrast_are_kept(trained):
     assert all(sum(kernel) == pytest.approx(1) for kernel in change.kernels)
 
 
+def test_half_precision_does_not_round_the_image(trained):
+    x = blurred(texture(10), 0.8)
+    change = trained.filter_of(x, 0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = apply(change, x)
+    assert torch.equal(found, apply(change, x))
+
+
 def test_response_is_limited(trained):
     (kernel, *_) = trained.filter_of(blurred(texture(10), 2.5), 0).kernels
     response = np.abs(np.fft.rfft(kernel, 256))

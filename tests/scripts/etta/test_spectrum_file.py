@@ -71,7 +71,7 @@ def test_training_that_is_stopped_does_not_write_it(tmp_path):
 def test_missing_file_is_named_with_the_command_that_writes_it(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert read_spectrum(tmp_path / "spectrum.json") is None
-    assert "spectrum.json is missing" in caplog.text
+    assert "spectrum.json is missing, so the input" in caplog.text
     assert "run write_spectrum --config_file configs/train.json" in caplog.text
     caplog.clear()
     assert read_spectrum(None) is None
