@@ -145,7 +145,10 @@ def read_organs(source: str | Path) -> dict[int, str]:
         if "network_data_format" in content:
             content = content["network_data_format"]["outputs"]["pred"]["channel_def"]
         names = content.get("labels", content)
-        return foreground_classes({key: name for key, name in names.items() if key != "0"})
+        organs = foreground_classes({key: name for key, name in names.items() if key != "0"})
+        if not organs or max(organs) > MAX_CLASS_ID:
+            raise ValueError(f"needs organs, with ids from 1 to {MAX_CLASS_ID}")
+        return organs
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         reason = str(error).rstrip(".")
         raise InputError(

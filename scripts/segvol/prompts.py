@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.errors import InputError
+from scripts.common.grids import Grid
 from scripts.common.organs import ORGANS, organ_ids, spoken_name
 from scripts.segvol.prompt_files import Prompt, Space, checked, read_organs, read_prompts
 
@@ -73,8 +74,13 @@ class PromptBook:
         """Class id to name."""
         return {prompt.class_id: prompt.name for prompt in self.prompts}
 
-    def of(self, case: str) -> list[Prompt]:
-        """Return the prompts of a case, by class id."""
+    def of(self, case: str, grid: Grid | None = None) -> list[Prompt]:  # noqa: ARG002 (of other books, it matters)
+        """Return the prompts of a case, by class id.
+
+        Args:
+            case: its name.
+            grid: that of its file, where it is known.
+        """
         return sorted((p for p in self.prompts if p.case in ("", case)), key=lambda p: p.class_id)
 
     def prompted(self, cases: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -9,10 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from scripts.common.errors import InputError
 from scripts.models.segvol import SegVol
 from scripts.models.text_features import write_text_features
-from scripts.segvol.auto_box import BoxBook
 from tests.conftest import ROOT, TINY_OF, message_of, run_bundle
 from tests.scripts.models.tiny_networks import saved, state_of
 
@@ -177,26 +175,3 @@ def test_prompt_that_means_nothing_fails_its_case(tmp_path, weights, image, sett
     with pytest.raises(SystemExit):
         run(tmp_path, weights, input=image, **settings)
     assert pd.read_csv(tmp_path / "out" / "failed.csv").iloc[0, 1].startswith(message)
-
-
-def test_boxes_are_taken_from_the_maps_of_another_bundle(tmp_path, weights, image):
-    labels = np.zeros(SHAPE, dtype=np.uint8)
-    labels[8:20, 8:16, 8:20] = 6
-    labels[28, 1, 1] = 6  # an island
-    labels[10:14, 18:21, 22:28] = 3
-    (tmp_path / "maps").mkdir()
-    nib.save(nib.Nifti1Image(labels, AFFINE), tmp_path / "maps" / "p1_seg.nii.gz")
-    nib.save(nib.Nifti1Image(labels, AFFINE), tmp_path / "maps" / "p2_seg.nii.gz")  # of no case
-    given = {**TINY, "ckpt_path": str(weights), "output_dir": str(tmp_path / "out"), "input": str(image)}
-    run_bundle("segvol", [*INFER, "auto_box.json"], **given, maps=str(tmp_path / "maps"))
-    table = pd.read_csv(tmp_path / "out" / "prompts.csv")
-    assert table[["name", "class_id", "prompt"]].to_numpy().tolist() == [
-        ["left kidney", 3, "box+text"],
-        ["liver", 6, "box+text"],
-    ]
-    book = BoxBook(tmp_path / "maps", classes=ROOT / "bundles" / "swin_bob_btcv" / "configs" / "metadata.json")
-    assert [prompt.box for prompt in book.of("p1")] == [(10, 18, 22, 13, 20, 27), (8, 8, 8, 19, 15, 19)]
-    with pytest.raises(InputError, match="has no prompt for any case, such as p9; give some"):
-        book.prompted([{"case": "p9"}])
-    with pytest.raises(InputError, match="none: holds no label maps"):
-        _ = BoxBook(tmp_path / "none", classes="all").prompts
