@@ -11,7 +11,7 @@ import torch
 from scripts.common.errors import InputError
 from scripts.common.names import printable
 from scripts.models.clip_tokens import SENTENCE, tokenize
-from scripts.models.segvol import SegVol
+from scripts.models.segvol import TOWER_MARK, SegVol
 from scripts.models.weight_files import read_file, save
 
 _NAMES_AT_ONCE = 16
@@ -26,8 +26,8 @@ class TextFeatures:
         path: of a file that `write_text_features` wrote; "": none.
 
     Raises:
-        InputError: when it is used: the file cannot be read or is of another text tower, or a text is neither in the
-            file nor can be tokenized.
+        InputError: when it is used: the file cannot be read or is of another text tower, or it lacks a text and the
+            network was made without the text tower, or the text cannot be tokenized.
     """
 
     def __init__(self, path: str | Path = "") -> None:
@@ -39,6 +39,12 @@ class TextFeatures:
         known = self._of_tower(network)
         texts = [" ".join(text.lower().split()) for text in texts]
         if missing := sorted({text for text in texts if text not in known}):
+            if not network.has_text_tower:
+                lacks = f"{printable(self.path or 'text_features')}: lacks the text {missing[0]!r:.100}"
+                raise InputError(
+                    f"{lacks}: write it again with --texts of scripts.convert_segvol, or leave text_features out, for "
+                    "which the whole weights and the package instant-clip-tokenizer are needed."
+                )
             known |= compute(network, missing)
         device = next(network.parameters()).device
         return network.align_text(torch.stack([known[text] for text in texts]).to(device))
@@ -93,5 +99,4 @@ def read_text_features(path: Path, tower: str) -> dict[str, torch.Tensor]:
 
 def tower_digest(state: Mapping[str, torch.Tensor]) -> str:
     """Return a digest that differs between text towers, of a small part of their weights."""
-    key = "text_encoder.clip_text_model.text_model.embeddings.position_embedding.weight"
-    return hashlib.sha256(state[key].detach().cpu().float().contiguous().numpy().tobytes()).hexdigest()
+    return hashlib.sha256(state[TOWER_MARK].detach().cpu().float().contiguous().numpy().tobytes()).hexdigest()

@@ -1,6 +1,7 @@
 """What every bundle keeps, those to come included."""
 
 import ast
+import inspect
 import json
 import os
 import re
@@ -286,7 +287,10 @@ def test_train_and_inference_agree_on_the_network(bundle):
         pytest.skip(f"{bundle.name} does not train")
     train, infer = resolved(bundle, "train.json"), resolved(bundle, "inference.json")
     for key, value in infer["network_def"].items():
-        if train["network_def"][key] != value:
+        if key not in train["network_def"]:
+            options = inspect.signature(locate(infer["network_def"]["_target_"])).parameters
+            assert infer.get_parsed_content(f"network_def#{key}") == options[key].default, key
+        elif train["network_def"][key] != value:
             resolved_value = train.get_parsed_content(f"network_def#{key}")
             assert resolved_value == value, key
     assert set(train["network_def"]) - set(infer["network_def"]) <= {"use_checkpoint"}
