@@ -52,7 +52,8 @@ class TextFeatures:
     def _of_tower(self, network: SegVol) -> dict[str, torch.Tensor]:
         tower = tower_digest(network.state_dict())
         if tower not in self._stored:
-            self._stored[tower] = read_text_features(self.path, tower) if self.path else {}
+            width = network.text_encoder.dim_align.in_features
+            self._stored[tower] = read_text_features(self.path, tower, width) if self.path else {}
         return self._stored[tower]
 
 
@@ -73,28 +74,36 @@ def write_text_features(network: SegVol, names: Sequence[str], path: Path) -> No
     save(content, path)
 
 
-def read_text_features(path: Path, tower: str) -> dict[str, torch.Tensor]:
+def read_text_features(path: Path, tower: str, width: int) -> dict[str, torch.Tensor]:
     """Read stored features.
 
     Args:
         path: of the file.
         tower: `tower_digest` of the network that they are for.
+        width: number of features of a text.
 
     Raises:
         InputError: it cannot be read, is no such file or of another tower.
     """
     content = read_file(path)
     features = content.get("features") if isinstance(content, Mapping) else None
-    if not isinstance(features, Mapping) or not all(isinstance(value, torch.Tensor) for value in features.values()):
+    if not isinstance(features, Mapping) or not all(_is_feature(value) for value in features.values()):
         raise InputError(
             f"{printable(path)}: holds no text features: give a file that scripts.convert_segvol --text_features wrote."
         )
-    if content.get("tower") != tower or content.get("sentence") != SENTENCE:
+    widths = {len(value) for value in features.values()} - {width}
+    if content.get("tower") != tower or content.get("sentence") != SENTENCE or widths:
         raise InputError(
             f"{printable(path)}: holds the text features of other weights: write it again with --text_features of "
             "scripts.convert_segvol."
         )
     return dict(features)
+
+
+def _is_feature(value: object) -> bool:
+    """Return whether it is a vector of numbers."""
+    is_vector = isinstance(value, torch.Tensor) and value.ndim == 1 and value.dtype == torch.float32
+    return is_vector and bool(value.isfinite().all())
 
 
 def tower_digest(state: Mapping[str, torch.Tensor]) -> str:
