@@ -26,12 +26,17 @@ class TextFeatures:
         path: of a file that `write_text_features` wrote; "": none.
 
     Raises:
-        InputError: when it is used: the file cannot be read or is of another text tower, or it lacks a text and the
-            network was made without the text tower, or the text cannot be tokenized.
+        InputError: there is no such file; when it is used: it cannot be read or is of another text tower, or it lacks
+            a text and the network was made without the text tower, or the text cannot be tokenized.
     """
 
     def __init__(self, path: str | Path = "") -> None:
         self.path = Path(path) if str(path) else None
+        if self.path and not self.path.exists():
+            raise InputError(
+                f"{printable(path)}: no such file; set text_features to one that --text_features of "
+                "scripts.convert_segvol wrote, or leave it out."
+            )
         self._stored: dict[str, dict[str, torch.Tensor]] = {}  # of a tower, text to features
 
     def __call__(self, network: SegVol, texts: Sequence[str]) -> torch.Tensor:

@@ -45,6 +45,11 @@ def test_features_of_another_tower_are_refused(tmp_path):
         TextFeatures(tmp_path / "texts.pt")(tiny_segvol(seed=1), ["liver"])
 
 
+def test_missing_file_is_refused_before_it_is_used(tmp_path):
+    with pytest.raises(InputError, match=r"none.pt: no such file; set text_features to one that --text_features"):
+        TextFeatures(tmp_path / "none.pt")
+
+
 def test_other_files_are_refused(tmp_path):
     path = saved(tmp_path / "model.pt", tiny_segvol().state_dict())
     with pytest.raises(InputError, match=r"model.pt: holds no text features: give a file"):
