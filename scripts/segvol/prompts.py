@@ -82,7 +82,8 @@ class PromptBook:
             case: its name.
             grid: that of its file, where it is known.
         """
-        return sorted(self._by_case.get("", []) + self._by_case.get(case, []), key=lambda p: p.class_id)
+        found = [prompt for name in {"", case} for prompt in self._by_case.get(name, [])]
+        return sorted(found, key=lambda prompt: prompt.class_id)
 
     @cached_property
     def _by_case(self) -> dict[str, list[Prompt]]:
@@ -109,7 +110,7 @@ class PromptBook:
             raise InputError(f"{self.source}: has no prompt for any case, such as {', '.join(names[:3])}; give some.")
         if left := [name for name in names if not self.of(name)]:
             logger.warning("%d cases have no prompt and are left out: %s", len(left), ", ".join(left[:5]))
-        if not self.organs:  # with which no masks are written
+        if not self.organs:  # with which by default no masks are written
             self._check_files(found, names)
         return found
 
