@@ -1,9 +1,11 @@
-"""Measure SegVol at full size: `python -m benchmarks.segvol_network [--step]`.
+"""Measure SegVol at full size: `python -m benchmarks.segvol_network [--only PART]`.
 
 On one core, with random weights: time of the image encoder with plain attention against that of torch's fused one and
-of OpenVINO, of a first against a second prompt of the same place, as ratios of alternating runs; and peak memory of the
-whole way of a CT of 512 x 512 x 300 voxels from file to label map. Writes `results/segvol_network.csv`. `--step`
-measures a training step instead, with clicks that correct the prediction and without: `results/segvol_step.csv`.
+of OpenVINO, of a first against a second prompt of the same place, as ratios of alternating runs; peak memory of the
+whole way of a CT of 512 x 512 x 300 voxels from file to label map; and what the weights take with and without the text
+tower, as a file and loaded. Writes `results/segvol_network.csv`; `--only text_tower` measures the last alone and keeps
+the other rows. `--only step` measures a training step, with clicks that correct the prediction and without:
+`results/segvol_step.csv`.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from multiprocessing.context import SpawnContext
 from pathlib import Path
 
 import nibabel as nib
@@ -27,7 +28,9 @@ from monai.bundle import ConfigParser
 
 from scripts.common.files import write_table
 from scripts.models.compiled import export_compiled
-from scripts.models.segvol import SegVol
+from scripts.models.segvol import TOWER, TOWER_MARK, SegVol
+from scripts.models.weight_files import save
+from scripts.models.weights import load_weights
 from scripts.segvol.inferer import ZoomInferer
 from scripts.segvol.losses import PromptLoss
 from scripts.segvol.prompt_files import Prompt
@@ -145,7 +148,48 @@ def whole_case() -> dict[str, float]:
 
 def peak_megabytes() -> float:
     """Return the peak memory of this process."""
-    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1e3
+    return memory_megabytes("VmHWM")
+
+
+def memory_megabytes(kind: str) -> float:
+    """Return the memory of this process: at its peak, `VmHWM`, or now, `VmRSS`."""
+    return int(re.search(rf"{kind}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1e3
+
+
+def write_without_tower(whole: Path, small: Path) -> None:
+    """Write random weights with and without the text tower."""
+    state = full_size().state_dict()
+    save(state, whole)
+    save({key: value for key, value in state.items() if key == TOWER_MARK or not key.startswith(TOWER)}, small)
+
+
+def loaded(path: Path, text_tower: bool) -> tuple[float, float]:
+    """Return by how many megabytes loading a network makes this process larger: afterwards, and at the peak."""
+    SegVol(spatial_size=(4, 16, 16), num_layers=1, text_tower=False)  # what is imported and allocated once
+    before = memory_megabytes("VmRSS")
+    network = SegVol(text_tower=text_tower)
+    load_weights(network, path)
+    return memory_megabytes("VmRSS") - before, peak_megabytes() - before
+
+
+def text_tower_rows() -> list[dict[str, object]]:
+    """Measure the weights with and without the text tower, each in a process of its own."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        files = {True: Path(folder, "whole.pt"), False: Path(folder, "small.pt")}
+        in_process(write_without_tower, files[True], files[False])
+        for text_tower, path in files.items():
+            name = "with" if text_tower else "without"
+            now, peak = in_process(loaded, path, text_tower)
+            values = {"file of the weights": path.stat().st_size / 1e6, "loaded weights": now, "peak of loading": peak}
+            rows += [{"what": f"{what}, {name} text tower", "megabytes": value} for what, value in values.items()]
+    return rows
+
+
+def in_process(function: Callable[..., object], *arguments: object) -> object:
+    """Call a function in a new process, whose memory is its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
 
 
 def training_step(clicks: int) -> tuple[float, float]:
@@ -168,12 +212,11 @@ def training_step(clicks: int) -> tuple[float, float]:
     return seconds(step), peak_megabytes()
 
 
-def measure_step(context: SpawnContext) -> int:
+def measure_step() -> int:
     """Compare a training step with five clicks, about the mean of up to ten, and without."""
     rows = []
     for clicks in (0, CLICKS):
-        with context.Pool(1) as pool:
-            rows.append((clicks, *pool.apply(training_step, (clicks,))))
+        rows.append((clicks, *in_process(training_step, clicks)))
         logger.info("correction_clicks %d: %.0f s of processor time, peak memory %.0f MB", *rows[-1])
     table = pd.DataFrame(rows, columns=["correction_clicks", "ratio", "megabytes"])
     table["ratio"] /= table["ratio"][0]
@@ -184,14 +227,26 @@ def measure_step(context: SpawnContext) -> int:
 def main() -> int:
     """Measure, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--step", action="store_true", help="measure a training step alone")
-    args = parser.parse_args()
+    parser.add_argument("--only", choices=["text_tower", "step"], help="measure a part")
+    options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    context = multiprocessing.get_context("spawn")
-    if args.step:
-        return measure_step(context)
-    with context.Pool(1) as pool:
-        whole = pool.apply(whole_case)
+    if options.only == "step":
+        return measure_step()
+    path = RESULTS / "segvol_network.csv"
+    if options.only:
+        table = pd.read_csv(path)
+        others = table[~table["what"].str.contains("text tower")]
+    else:
+        others = pd.DataFrame(network_rows())
+    table = pd.concat([others, pd.DataFrame(text_tower_rows())])
+    write_table(table, path, decimals=3)
+    logger.info("\n%s", table.to_string(index=False))
+    return 0
+
+
+def network_rows() -> list[dict[str, object]]:
+    """Measure time and memory of the network."""
+    whole = in_process(whole_case)
     logger.info("whole case: %s", {name: round(value, 1) for name, value in whole.items()})
     size = " x ".join(map(str, CT_SHAPE))
     rows = encoder_rows()
@@ -201,11 +256,7 @@ def main() -> int:
             "ratio": whole["first"] / whole["second"],
         }
     )
-    rows.append({"what": f"peak memory of a CT of {size}", "megabytes": whole["peak"]})
-    table = pd.DataFrame(rows)
-    write_table(table, RESULTS / "segvol_network.csv", decimals=3)
-    logger.info("\n%s", table.to_string(index=False))
-    return 0
+    return [*rows, {"what": f"peak memory of a CT of {size}", "megabytes": whole["peak"]}]
 
 
 if __name__ == "__main__":

@@ -186,6 +186,15 @@ def spoken_name(name: str) -> str:
     return " ".join(sorted(words, key=lambda word: word.lower() not in ("left", "right")))
 
 
+def spoken_names() -> list[str]:
+    """Return all names of organs that are known here, synonyms included, as texts have them.
+
+    >>> {"left kidney", "small bowel", "portal and splenic veins"} <= set(spoken_names())
+    True
+    """
+    return sorted({spoken_name(name) for name in (*IDS_OF_NAMES, *_ANY_OF, *_SYNONYMS)})
+
+
 def organ_ids(name: str) -> tuple[int, ...]:
     """Return the ids of the organs that a structure is made of: usually one, several of a whole lung, none if unknown.
 

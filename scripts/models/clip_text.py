@@ -115,3 +115,20 @@ class CLIPText(nn.Module):
             x = layer(x)
         ends = token_ids.argmax(dim=1)  # the first of them
         return self.text_model.final_layer_norm(x[torch.arange(len(x), device=x.device), ends])
+
+
+class TowerMark(nn.Module):
+    """What is kept of a text tower that a network is made without: its position embedding, which tells towers apart.
+
+    Stored features of texts say so of which tower they are; see `scripts.models.text_features`.
+
+    Args:
+        width: features of a token.
+        context: number of tokens of the longest text.
+    """
+
+    def __init__(self, *, width: int, context: int) -> None:
+        super().__init__()
+        self.text_model = nn.Module()
+        self.text_model.embeddings = nn.Module()
+        self.text_model.embeddings.position_embedding = nn.Embedding(context, width)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from scripts.common.errors import InputError
-from scripts.models.weight_files import DAMAGED, check_archive
+from scripts.models.weight_files import DAMAGED, WRAPPERS, check_archive, load_state_dict_file
 
 _DTYPES = {
     "FloatStorage": torch.float32,
@@ -75,17 +75,32 @@ class _Storage:
 
     def __init__(self, pid: Any) -> None:
         kind, storage, self.key, _, _ = pid
-        self.dtype = _DTYPES[getattr(storage, "origin", "").rpartition(".")[2]]
+        self.kind = getattr(storage, "origin", "").rpartition(".")[2]
         if kind != "storage" or not isinstance(self.key, str) or not self.key.isalnum():
             raise pickle.UnpicklingError("a storage without a name")
+
+
+def load_published_file(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read weights of a file that may hold anything beside them: as `load_state_dict_file`, or else `load_module_file`.
+
+    Raises:
+        InputError: both refuse it; the reason is that of the former.
+    """
+    try:
+        return load_state_dict_file(path)
+    except InputError as refused:
+        try:
+            return load_module_file(path)
+        except InputError:
+            raise refused from None
 
 
 def load_module_file(path: str | Path) -> dict[str, torch.Tensor]:
     """Read the weights of a whole module that `torch.save` wrote, under the names of its state dict.
 
     Nothing of the pickle is imported or called: each class and function becomes an object that keeps its arguments.
-    Tensors are then built from the values in the archive, along `_parameters`, `_buffers` and `_modules`. A state dict,
-    also of Lightning with the prefix `model.`, is read too.
+    Tensors are then built from the values in the archive, along `_parameters`, `_buffers` and `_modules`. A state dict
+    is read too, also under `state_dict` or `model`; prefixes such as `model.`, which Lightning gives, are left out.
 
     Args:
         path: file of `torch.save(module, path)` or of a state dict, written by PyTorch 1.6 or newer.
@@ -133,12 +148,12 @@ def _read_archive(archive: zipfile.ZipFile) -> dict[str, torch.Tensor]:
 
 
 def _tensors_of(content: Any) -> Iterator[tuple[str, _Inert]]:
-    """Walk what a file holds: a module, a state dict, or a dictionary with one under `state_dict`."""
+    """Walk what a file holds: a module, a state dict, or a dictionary with one under a name such as `state_dict`."""
     items = _as_dict(content)
     if items is None or "_modules" in items:
         yield from _module_tensors(content)
         return
-    for name, value in (_as_dict(items.get("state_dict")) or items).items():
+    for name, value in next(filter(None, (_as_dict(items.get(name)) for name in WRAPPERS)), items).items():
         if isinstance(name, str) and (tensor := _as_tensor(value)) is not None:
             yield _PREFIX.sub("", name), tensor
 
@@ -184,4 +199,4 @@ def _rebuilt(inert: _Inert, values: dict[str, bytearray], archive: zipfile.ZipFi
         values[storage.key] = bytearray(archive.read(f"{root}data/{storage.key}"))
     if not values[storage.key]:
         raise ValueError("a tensor without values")
-    return torch.frombuffer(values[storage.key], dtype=storage.dtype).as_strided(size, strides, offset)
+    return torch.frombuffer(values[storage.key], dtype=_DTYPES[storage.kind]).as_strided(size, strides, offset)

@@ -75,9 +75,11 @@ def load_pretrained(
     Raises:
         InputError: there is no such file, it cannot be read, most tensors with a common name differ in shape, it is
             marked as trained with MONAI < 1.5 and the network is not, or values cannot be those of a trained network,
-            see `scripts.models.weights.check_values`. The network is then unchanged.
+            see `scripts.models.weights.check_values`, or the network refuses them as there. It is then unchanged.
     """
     network, state = unwrapped(network), load_state_dict_file(path)
+    if hasattr(network, "refuse_state"):
+        network.refuse_state(state, path)
     own = network.state_dict()
     if any(map(is_marker, state)) and (problem := merging_problem(is_legacy(own), is_legacy(state))):
         raise InputError(f"{path}: {problem}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from monai.networks.nets import ViT
@@ -10,18 +12,23 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from scripts.common.errors import InputError
-from scripts.models.clip_text import CLIPText
+from scripts.models.clip_text import CLIPText, TowerMark
 from scripts.models.segvol_decoder import DOWNSAMPLING, UPSCALING, MaskDecoder
 from scripts.models.segvol_prompts import PromptEncoder
+
+TOWER = "text_encoder.clip_text_model."
+"""Begins the names of the text tower's weights."""
+TOWER_MARK = f"{TOWER}text_model.embeddings.position_embedding.weight"
+"""Weights of the text tower by which it is known; a network without the tower has these of it."""
 
 
 class _TextEncoder(nn.Module):
     """CLIP's text tower, which is never trained, and a linear layer to the channels of the image."""
 
-    def __init__(self, clip: CLIPText, channels: int) -> None:
+    def __init__(self, clip: CLIPText | TowerMark, width: int, channels: int) -> None:
         super().__init__()
         self.clip_text_model = clip.requires_grad_(False)
-        self.dim_align = nn.Linear(clip.width, channels)
+        self.dim_align = nn.Linear(width, channels)
 
 
 class SegVol(nn.Module):
@@ -47,6 +54,8 @@ class SegVol(nn.Module):
         text_mlp_dim: hidden features of its MLPs.
         text_vocabulary: number of tokens of texts.
         text_context: number of tokens of the longest text.
+        text_tower: make the text tower, of 63 million parameters. Without it, texts need stored features, see
+            `scripts.models.text_features`, and weights may have the tower or not.
 
     Shape:
         - image: (B, 1, D, H, W), in 0..1.
@@ -88,6 +97,7 @@ class SegVol(nn.Module):
         text_mlp_dim: int = 2048,
         text_vocabulary: int = 49408,
         text_context: int = 77,
+        text_tower: bool = True,
     ) -> None:
         super().__init__()
         _check_sizes(spatial_size, patch_size, hidden_size, num_heads, decoder_heads)
@@ -98,15 +108,28 @@ class SegVol(nn.Module):
         decoder = {"layers": decoder_layers, "heads": decoder_heads, "mlp_dim": decoder_mlp_dim}
         self.mask_decoder = MaskDecoder(hidden_size, grid_size=grid_size, **decoder)
         self.prompt_encoder = PromptEncoder(hidden_size, image_size=spatial_size, grid_size=grid_size)
-        clip = CLIPText(
-            width=text_width,
-            layers=text_layers,
-            heads=text_heads,
-            mlp_dim=text_mlp_dim,
-            vocabulary=text_vocabulary,
-            context=text_context,
-        )
-        self.text_encoder = _TextEncoder(clip, hidden_size)
+        texts = {"width": text_width, "context": text_context}
+        tower = {"layers": text_layers, "heads": text_heads, "mlp_dim": text_mlp_dim, "vocabulary": text_vocabulary}
+        clip = CLIPText(**texts, **tower) if text_tower else TowerMark(**texts)
+        self.text_encoder, self.has_text_tower = _TextEncoder(clip, text_width, hidden_size), text_tower
+        self.register_load_state_dict_pre_hook(_leave_tower_out)
+
+    def used_state(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return weights without those of the text tower, if the network was made without it."""
+        unused = () if self.has_text_tower else (TOWER,)
+        return {key: value for key, value in state.items() if key == TOWER_MARK or not key.startswith(unused)}
+
+    def refuse_state(self, state: Mapping[str, torch.Tensor], path: str | Path) -> None:
+        """Refuse weights that were written without the text tower, if the network has it.
+
+        Raises:
+            InputError: they were.
+        """
+        if self.has_text_tower and TOWER_MARK in state and sum(key.startswith(TOWER) for key in state) == 1:
+            raise InputError(
+                f"{path}: weights without the text tower: to segment, give text_features, the file that was written "
+                "with them; to train, the whole weights."
+            )
 
     def forward(
         self,
@@ -159,6 +182,13 @@ class SegVol(nn.Module):
             text=text,
         )
         return interpolate(logits, size=self.spatial_size, mode="trilinear", align_corners=False)
+
+
+def _leave_tower_out(network: SegVol, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Take what the network was made without out of a state dict that it is about to load, also inside of another."""
+    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    for key in own.keys() - network.used_state(own).keys():
+        del state[f"{prefix}{key}"]
 
 
 def image_encoder(spatial_size: Sequence[int], patch_size: Sequence[int], **sizes: int) -> ViT:

@@ -29,7 +29,7 @@ _RENAMES = (
     (r"^(?=patch_embed\.|layers[1-4]c?\.0\.)", "swinViT."),
     (r"^(swinViT\..+\.mlp)\.fc([12])\.", r"\1.linear\2."),
 )
-_WRAPPERS = ("state_dict", "model", "network", "net")
+WRAPPERS = ("state_dict", "model", "network", "net")
 _MAX_WRAPPERS = 10
 
 
@@ -190,7 +190,7 @@ def _unwrap(content: Any) -> Mapping[Any, Any]:
     for _ in range(_MAX_WRAPPERS):
         if not isinstance(content, Mapping):
             return {}
-        inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
         if inner is None:
             return content
         content = inner

@@ -24,6 +24,7 @@ def load_weights(network: torch.nn.Module, path: str | Path) -> None:
     """Load weights that fit exactly, in place.
 
     A network with a method `check_weights_file(path)` holds its weights already and only checks where they are from.
+    One with a method `used_state(state)` chooses those that it loads.
 
     Args:
         network: any network, possibly wrapped for distributed training.
@@ -45,6 +46,7 @@ def load_weights(network: torch.nn.Module, path: str | Path) -> None:
     if hasattr(network, "check_weights_file"):
         return network.check_weights_file(Path(path))
     state = load_state_dict_file(path)
+    state = network.used_state(state) if hasattr(network, "used_state") else state
     check_state_dict(network, state, path)
     network.load_state_dict(state)
     return None

@@ -17,6 +17,9 @@ from scripts.segvol.prompt_files import Prompt
 
 _TO_RAS = {"RAS": np.diag([1.0, 1, 1, 1]), "LPS": np.diag([-1.0, -1, 1, 1])}
 
+_FAR = 1 << 40
+"""Voxels; farther corners of a box are outside of any volume, and no integers."""
+
 
 @dataclass(frozen=True)
 class Placed:
@@ -85,7 +88,8 @@ def place(prompt: Prompt, *, file: Grid, working: Grid) -> Placed:
 def _box_in(box: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """Return the least voxels that hold a box after a change of coordinates."""
     corners = nib.affines.apply_affine(matrix, list(product(*zip(box[:3], box[3:], strict=True))))
-    return np.floor(np.concatenate([corners.min(axis=0), corners.max(axis=0)]) + 0.5).astype(np.int64)
+    ends = np.concatenate([corners.min(axis=0), corners.max(axis=0)])
+    return np.floor(ends.clip(-_FAR, _FAR) + 0.5).astype(np.int64)
 
 
 def _clipped(box: np.ndarray | None, shape: Sequence[int]) -> np.ndarray | None:

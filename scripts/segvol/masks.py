@@ -60,7 +60,7 @@ class RestoreVolumed(Invertd):
 class JoinPromptsd(MapTransform):
     """Make the label map of a case: each prompt's voxels have its class id, those of several the most probable one's.
 
-    Adds `found`, a list of `Found`, and `masks`: name to mask (1, X, Y, Z) of the prompts that share voxels.
+    Adds `found`, a list of `Found`, and `masks`: name for files to mask (1, X, Y, Z) of the prompts that share voxels.
 
     Args:
         keys: the one key of what `scripts.segvol.inferer.ZoomInferer` returned, on the grid of the file.
@@ -85,14 +85,14 @@ class JoinPromptsd(MapTransform):
             voxels, sums = sizes(*volumes)
             found = [_found(p, int(voxels[p.class_id]), int(sums[p.class_id]), 0, voxel_ml) for p in prompts]
         else:
-            label_map, times = joined(volumes, [prompt.class_id for prompt in prompts])
+            label_map, several = joined(volumes, [prompt.class_id for prompt in prompts])
             found = []
             for prompt, probability in zip(prompts, volumes, strict=True):
                 mask = probability > QUANTA // 2
-                total, shared = int(probability[mask].sum(dtype=torch.int64)), int((times[mask] > 1).sum())
+                total, shared = int(probability[mask].sum(dtype=torch.int64)), int(several[mask].sum())
                 found.append(_found(prompt, int(mask.sum()), total, shared, voxel_ml))
                 if shared:
-                    masks[prompt.name] = MetaTensor(mask[None].to(torch.uint8), meta=pred.meta)
+                    masks[prompt.file_part] = MetaTensor(mask[None].to(torch.uint8), meta=pred.meta)
         return {**data, self.keys[0]: MetaTensor(label_map, meta=pred.meta), FOUND: found, MASKS: masks}
 
 
@@ -115,22 +115,23 @@ def sizes(label_map: torch.Tensor, probability: torch.Tensor) -> tuple[np.ndarra
 
 
 def joined(volumes: torch.Tensor, ids: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the label map (1, X, Y, Z) of probabilities (C, X, Y, Z), and how many prompts each voxel has, (X, Y, Z).
+    """Return the label map (1, X, Y, Z) of probabilities (C, X, Y, Z), and where several prompts lie, (X, Y, Z).
 
     >>> volumes = torch.tensor([[200, 130, 0], [150, 140, 90]], dtype=torch.uint8)[:, None, None]
-    >>> label_map, times = joined(volumes, [4, 5])
-    >>> label_map.flatten().tolist(), times.flatten().tolist()
-    ([4, 5, 0], [2, 2, 0])
+    >>> label_map, several = joined(volumes, [4, 5])
+    >>> label_map.flatten().tolist(), several.flatten().tolist()
+    ([4, 5, 0], [True, True, False])
     """
     kind = torch.uint8 if max(ids) <= QUANTA else torch.int32
     label_map, best = (torch.zeros(volumes.shape[1:], dtype=dtype) for dtype in (kind, torch.uint8))
-    times = torch.zeros_like(best)
+    once, several = (torch.zeros_like(best, dtype=torch.bool) for _ in range(2))
     for class_id, volume in zip(ids, volumes, strict=True):
         mask = volume > QUANTA // 2
-        times += mask
+        several |= once & mask
+        once |= mask
         wins = mask & (volume > best)
         label_map[wins], best[wins] = class_id, volume[wins]
-    return label_map[None], times
+    return label_map[None], several
 
 
 def _found(prompt: Prompt, voxels: int, total: int, shared: int, voxel_ml: float) -> Found:
@@ -151,6 +152,6 @@ class SavePromptMasksd(SaveLabelMapd):
         """Write the masks of a case."""
         for name, mask in data[self.keys[0]].items():
             if mask.meta.get("case") or mask.meta.get("filename_or_obj"):
-                renamed = {**mask.meta, "case": f"{self.case_of(mask)}_{safe_name(name).replace(' ', '_')}"}
+                renamed = {**mask.meta, "case": safe_name(f"{self.case_of(mask)}_{name}")}
                 self.write(MetaTensor(mask.as_tensor(), meta=renamed))
         return dict(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -12,13 +13,17 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from scripts.common.errors import InputError
+from scripts.common.files import require_regular_file
 from scripts.common.label_maps import MAX_CLASS_ID
-from scripts.common.names import printable
+from scripts.common.names import printable, safe_name
 from scripts.common.organs import ORGANS, foreground_classes
 
 Space = Literal["voxel", "RAS", "LPS"]
 SPACES: tuple[Space, ...] = get_args(Space)
 ALL_ORGANS = "all"
+MAX_FILE_BYTES = 1 << 26
+MAX_LETTERS, MAX_POINTS = 200, 1000
+"""Of a name or a text, and of a prompt; the text tower takes 77 tokens, and training draws 21 points."""
 _FORMS = 'give a list such as [{"case": "patient1", "text": "liver", "box": [x, y, z, x, y, z]}], or a CSV'
 
 
@@ -52,24 +57,48 @@ class Prompt:
         parts = {"point": self.points or self.negative, "box": self.box, "text": self.text}
         return "+".join(name for name, given in parts.items() if given)
 
+    @property
+    def file_part(self) -> str:
+        """Its name in the names of files."""
+        return safe_name("_".join(self.name.split()))
+
 
 def read_prompts(path: Path) -> list[Prompt]:
     """Read a file of prompts; see `PromptBook`."""
     try:
+        text = _read_text(path)
         if path.suffix.lower() == ".csv":
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                rows = [_cells(row) for row in csv.DictReader(file, strict=True)]
+            rows = [_cells(row) for row in csv.DictReader(io.StringIO(text, newline=""), strict=True)]
         else:
-            rows = json.loads(path.read_text(encoding="utf-8"))
+            rows = json.loads(text)
+    except InputError:
+        raise
     except (OSError, ValueError, csv.Error, RecursionError) as error:
-        raise InputError(f"{printable(path)}: cannot be read as prompts ({error}); {_FORMS}.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{printable(path)}: cannot be read as prompts ({reason}); {_FORMS}.") from error
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{printable(path)}: holds no prompts; {_FORMS}.")
     return [checked(row, f"{printable(path)}, prompt {number}") for number, row in enumerate(rows, start=1)]
 
 
+def _read_text(path: Path) -> str:
+    """Read a whole file of UTF-8.
+
+    Raises:
+        InputError: it is no regular file or has more than `MAX_FILE_BYTES`.
+        OSError: it cannot be read.
+        ValueError: it is not UTF-8.
+    """
+    size = require_regular_file(path, "a file").st_size
+    if size > MAX_FILE_BYTES:
+        raise InputError(f"{printable(path)}: has {size / 1e6:.0f} MB; give at most {MAX_FILE_BYTES / 1e6:.0f} MB.")
+    return path.read_bytes().decode("utf-8-sig")
+
+
 def _cells(row: Mapping[str | None, Any]) -> dict[str, Any]:
     """Turn the cells of a CSV into what JSON gives."""
+    if None in row:
+        raise ValueError(f"a row has more cells than columns: {row[None]!r:.100}")
     given = {str(key): (value or "").strip() for key, value in row.items() if isinstance(value, str) and value.strip()}
     lists = {
         key: [cell.split() for cell in given.pop(key).split(";")] for key in ("points", "negative") if key in given
@@ -96,9 +125,14 @@ def checked(row: Mapping[str, Any], where: str) -> Prompt:
     if wrong := next((key for key, value in texts.items() if not isinstance(value, str)), None):
         raise InputError(f"{where}: {wrong} is {texts[wrong]!r}; give text.")
     texts = {key: " ".join(value.split()) for key, value in texts.items()}
+    for key in ("name", "text"):
+        if problem := _text_problem(texts[key]):
+            raise InputError(f"{where}: {key} {problem}.")
     lists = {key: row.get(key) or [] for key in ("points", "negative")}
     if wrong := next((key for key, points in lists.items() if not isinstance(points, list | tuple)), None):
         raise InputError(f"{where}: {wrong} is {lists[wrong]!r:.100}; give a list of points, [[x, y, z]].")
+    if (count := sum(map(len, lists.values()))) > MAX_POINTS:
+        raise InputError(f"{where}: has {count} points; give at most {MAX_POINTS}.")
     lists = {key: tuple(_numbers(point, 3, key, where) for point in points) for key, points in lists.items()}
     box = _numbers(row["box"], 6, "box", where) if row.get("box") else ()
     space = row.get("space", "voxel")
@@ -109,15 +143,26 @@ def checked(row: Mapping[str, Any], where: str) -> Prompt:
         only = "negative points alone" if lists["negative"] else "neither text, points nor box"
         raise InputError(f"{where}: has {only}; say what to segment.")
     class_id = row.get("class_id", 0)
-    if not isinstance(class_id, int) or not 0 <= class_id <= MAX_CLASS_ID:
+    if not isinstance(class_id, int) or isinstance(class_id, bool) or not 0 <= class_id <= MAX_CLASS_ID:
         raise InputError(f"{where}: class_id is {class_id!r}; give a whole number from 1 to {MAX_CLASS_ID}.")
     return Prompt(**texts, **lists, box=box, space=space, class_id=class_id)
 
 
+def _text_problem(text: str) -> str:
+    """Describe why a text cannot stand in tables, pictures and file names; "" if it can."""
+    if len(text) > MAX_LETTERS:
+        return f"has {len(text)} letters; give at most {MAX_LETTERS}"
+    if not text.isprintable():
+        return f"is {text!r}, which cannot be printed; leave out control characters"
+    if text.startswith(("=", "+", "-", "@")):
+        return f"is {text!r}, which spreadsheets take for a formula; begin with a letter or a digit"
+    return ""
+
+
 def _numbers(given: Any, count: int, key: str, where: str) -> tuple[float, ...]:
     try:
-        numbers = tuple(float(number) for number in given)
-    except (TypeError, ValueError):
+        numbers = tuple(float(number) for number in given) if not isinstance(given, str | Mapping) else ()
+    except (TypeError, ValueError, OverflowError):
         numbers = ()
     if len(numbers) != count or not np.isfinite(numbers).all():
         kind = "x, y, z" if count == 3 else "x, y, z of the least corner, then of the largest"
@@ -141,11 +186,16 @@ def read_organs(source: str | Path) -> dict[int, str]:
         return dict(ORGANS)
     path = Path(source)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(_read_text(path))
         if "network_data_format" in content:
             content = content["network_data_format"]["outputs"]["pred"]["channel_def"]
         names = content.get("labels", content)
-        return foreground_classes({key: name for key, name in names.items() if key != "0"})
+        organs = foreground_classes({key: name for key, name in names.items() if key != "0"})
+        if not organs or max(organs) > MAX_CLASS_ID:
+            raise ValueError(f"needs organs, with ids from 1 to {MAX_CLASS_ID}")
+        if problem := next(filter(None, map(_text_problem, organs.values())), ""):
+            raise ValueError(f"a name {problem}")
+        return organs
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         reason = str(error).rstrip(".")
         raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.errors import InputError
+from scripts.common.grids import Grid
 from scripts.common.organs import ORGANS, organ_ids, spoken_name
 from scripts.segvol.prompt_files import Prompt, Space, checked, read_organs, read_prompts
 
@@ -73,15 +75,28 @@ class PromptBook:
         """Class id to name."""
         return {prompt.class_id: prompt.name for prompt in self.prompts}
 
-    def of(self, case: str) -> list[Prompt]:
-        """Return the prompts of a case, by class id."""
-        return sorted((p for p in self.prompts if p.case in ("", case)), key=lambda p: p.class_id)
+    def of(self, case: str, grid: Grid | None = None) -> list[Prompt]:  # noqa: ARG002 (of other books, it matters)
+        """Return the prompts of a case, by class id.
+
+        Args:
+            case: its name.
+            grid: that of its file, where it is known.
+        """
+        found = [prompt for name in {"", case} for prompt in self._by_case.get(name, [])]
+        return sorted(found, key=lambda prompt: prompt.class_id)
+
+    @cached_property
+    def _by_case(self) -> dict[str, list[Prompt]]:
+        found: dict[str, list[Prompt]] = {}
+        for prompt in self.prompts:
+            found.setdefault(prompt.case, []).append(prompt)
+        return found
 
     def prompted(self, cases: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """Return the cases that have a prompt.
 
         Raises:
-            InputError: prompts are for a case that is not there, or a case would have two of one name.
+            InputError: prompts are for a case that is not there, no case has any, or two results would have one file.
         """
         names = [case["case"] for case in cases]
         if missing := sorted({prompt.case for prompt in self.prompts} - {"", *names}):
@@ -95,7 +110,23 @@ class PromptBook:
             raise InputError(f"{self.source}: has no prompt for any case, such as {', '.join(names[:3])}; give some.")
         if left := [name for name in names if not self.of(name)]:
             logger.warning("%d cases have no prompt and are left out: %s", len(left), ", ".join(left[:5]))
+        if not self.organs:  # with which by default no masks are written
+            self._check_files(found, names)
         return found
+
+    def _check_files(self, cases: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+        """Refuse names of prompts by which a mask would replace another one, or the map of a case."""
+        parts = {prompt.name: prompt.file_part for prompt in self.prompts}
+        known = {name.casefold(): f"the map of {name}" for name in names}
+        for case in (case["case"] for case in cases):
+            for prompt in self.of(case):
+                file = f"{case}_{parts[prompt.name]}".casefold()
+                if file in known:
+                    raise InputError(
+                        f"{self.source or 'prompts'}: the mask of the prompt {prompt.name!r} of {case} would have the "
+                        f"same file as {known[file]}; give the prompt another name."
+                    )
+                known[file] = f"that of {prompt.name!r} of {case}"
 
     def _short(self) -> list[Prompt]:
         if (self.point or self.box) and len(self.texts) > 1:
@@ -113,9 +144,11 @@ def _numbered(prompts: Sequence[Prompt], where: str) -> list[Prompt]:
     """Name prompts and number their classes; the same name has the same number in all cases."""
     named = [replace(p, name=p.name or p.text or f"prompt {n}") for n, p in enumerate(prompts, start=1)]
     ids: dict[str, int] = {p.name: p.class_id for p in named if p.class_id}
+    taken = set(ids.values())
+    free = (number for number in itertools.count(1) if number not in taken)
     for prompt in named:
         if prompt.name not in ids:
-            ids[prompt.name] = next(n for n in range(1, len(named) + len(ids) + 2) if n not in ids.values())
+            ids[prompt.name] = next(free)
     if len(set(ids.values())) < len(ids) or any(p.class_id not in (0, ids[p.name]) for p in named):
         raise InputError(f"{where}: a class_id has two names, or a name two; give each name one of its own.")
     seen: set[tuple[str, str]] = set()

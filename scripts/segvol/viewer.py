@@ -6,9 +6,11 @@ from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
+from scripts.common.grids import Grid
 from scripts.segvol.prompt_files import Prompt, checked
 from scripts.segvol.prompts import PromptBook
 
@@ -58,4 +60,12 @@ class ViewerPromptsd(MapTransform):
 def prompts_of(data: Mapping[Hashable, Any], book: PromptBook) -> list[Prompt]:
     """Return the prompts of a case, or of the metadata of its image: those of the viewer, or else of the book."""
     case = data.get("case", "")
-    return data.get(VIEWER_PROMPTS) or book.of(str(case[0] if isinstance(case, list) else case))
+    return data.get(VIEWER_PROMPTS) or book.of(str(case[0] if isinstance(case, list) else case), file_grid(data))
+
+
+def file_grid(meta: Mapping[Hashable, Any]) -> Grid | None:
+    """Return the grid of the file of an image, whose metadata may be those of a batch of one; None if they lack it."""
+    if "original_affine" not in meta:
+        return None
+    shape = tuple(int(np.ravel(n)[0]) for n in meta["spatial_shape"])
+    return Grid(shape, np.asarray(meta["original_affine"], dtype=np.float64).reshape(-1, 4, 4)[0])

@@ -7,18 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from ignite.engine import Engine
 from monai.engines.utils import IterationEvents
 
-from scripts.common.errors import InputError
 from scripts.inference.case_handler import case_name, decollated, label_array, source_path
 from scripts.inference.table_handler import TableHandler
-from scripts.io.pictures import read_image
 from scripts.ultrabones.frames import frames_of, pixel_size_mm
 
-MIN_SHARE = 0.05
-"""Of the pixels; of real images at least 38 % differ from the median."""
 COLUMNS = ("frames", "bone_share", "length_mm", "depth_mm")
 
 
@@ -34,8 +29,7 @@ class BoneTable(TableHandler):
         pred_key: key of the predicted label map in the engine's output.
 
     Raises:
-        InputError: when the run starts, if the table of earlier runs is damaged or has other columns; while it runs:
-            an image shows no ultrasound, see `check_ultrasound`.
+        InputError: when the run starts, if the table of earlier runs is damaged or has other columns.
     """
 
     event = IterationEvents.MODEL_COMPLETED  # what fails here fails the case
@@ -50,7 +44,6 @@ class BoneTable(TableHandler):
         """Measure the cases of one iteration and rewrite the table."""
         for batch_item, output_item in decollated(engine):
             case, source = case_name(batch_item), source_path(batch_item)
-            check_ultrasound(read_image(source), case)
             pred = label_array(output_item, self.pred_key, case=case)
             size_mm = pixel_size_mm(pred, self.pixel_mm, source=source)
             frames = frames_of(pred)
@@ -58,27 +51,6 @@ class BoneTable(TableHandler):
             means = np.mean(sizes, axis=0).tolist() if sizes else [math.nan, math.nan]
             values = (len(frames), len(sizes) / len(frames), *means)
             self.add(case, dict(zip(COLUMNS, values, strict=True)), source=source)
-
-
-def check_ultrasound(image: torch.Tensor, case: str) -> None:
-    """Refuse an image that is empty but for a few pixels, as those of text and lines that a scanner adds.
-
-    Args:
-        image: of any shape and scale.
-        case: named in the message.
-
-    Raises:
-        InputError: fewer than `MIN_SHARE` of the pixels differ from the median by more than 2 % of the range.
-
-    >>> check_ultrasound(torch.arange(100.0), "p1")
-    """
-    image = torch.as_tensor(image).float()
-    apart = (image - image.median()).abs() > 0.02 * (image.max() - image.min())
-    if (share := float(apart.float().mean())) < MIN_SHARE:
-        raise InputError(
-            f"{case}: all but {share:.1%} of its pixels have one intensity: it shows text or lines, no ultrasound; "
-            "leave out what was segmented there."
-        )
 
 
 def surface_size(mask: np.ndarray, pixel_mm: Sequence[float]) -> tuple[float, float]:

@@ -11,6 +11,43 @@ from monai.transforms import MapTransform, Resized
 from torch.nn.functional import interpolate
 
 from scripts.common.errors import InputError
+from scripts.common.names import printable
+
+MIN_SHARE = 0.05
+"""Of the pixels; of real images at least 38 % differ from the median."""
+
+
+class CheckUltrasoundd(MapTransform):
+    """Refuse images that are empty but for a few pixels, as those of text and lines that a scanner adds.
+
+    It belongs before what resizes, which spreads lines.
+
+    Args:
+        keys: keys of the images, which stay as they are.
+
+    Raises:
+        InputError: fewer than `MIN_SHARE` of the pixels differ from the median by more than 2 % of the range.
+
+    >>> case = {"image": torch.arange(100.0)}
+    >>> CheckUltrasoundd("image")(case) == case
+    True
+    """
+
+    def __init__(self, keys: KeysCollection) -> None:
+        super().__init__(keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Check the images of a case."""
+        for key in self.keys:
+            image = torch.as_tensor(data[key]).float()
+            apart = (image - image.median()).abs() > 0.02 * (image.max() - image.min())
+            if (share := float(apart.float().mean())) < MIN_SHARE:
+                name = printable(getattr(data[key], "meta", {}).get("filename_or_obj", key))
+                raise InputError(
+                    f"{name}: all but {share:.1%} of its pixels have one intensity: it shows text or lines, no "
+                    "ultrasound; leave it out."
+                )
+        return dict(data)
 
 
 class ScaleFramesd(MapTransform):

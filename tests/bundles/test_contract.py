@@ -1,6 +1,7 @@
 """What every bundle keeps, those to come included."""
 
 import ast
+import inspect
 import json
 import os
 import re
@@ -278,8 +279,8 @@ def resolved(bundle, name, **overrides):
     return parser
 
 
-CLICKS = "scripts.segvol.viewer.ViewerPromptsd"
-"""Adds what somebody clicks in MONAI Label, which leaves the image as it is."""
+INFERENCE_ALONE = ("scripts.segvol.viewer.ViewerPromptsd", "scripts.ultrabones.transforms.CheckUltrasoundd")
+"""Add what somebody clicks in MONAI Label, and refuse pictures of text: both leave the image as it is."""
 
 
 def test_train_and_inference_agree_on_the_network(bundle):
@@ -287,7 +288,10 @@ def test_train_and_inference_agree_on_the_network(bundle):
         pytest.skip(f"{bundle.name} does not train")
     train, infer = resolved(bundle, "train.json"), resolved(bundle, "inference.json")
     for key, value in infer["network_def"].items():
-        if train["network_def"][key] != value:
+        if key not in train["network_def"]:
+            options = inspect.signature(locate(infer["network_def"]["_target_"])).parameters
+            assert infer.get_parsed_content(f"network_def#{key}") == options[key].default, key
+        elif train["network_def"][key] != value:
             resolved_value = train.get_parsed_content(f"network_def#{key}")
             assert resolved_value == value, key
     assert set(train["network_def"]) - set(infer["network_def"]) <= {"use_checkpoint"}
@@ -301,7 +305,7 @@ def test_train_and_inference_agree_on_settings_and_deterministic_transforms(bund
     for key in ("patch_size", "spacing_mm", "speed", "sw_overlap", "legacy_merging"):
         assert train.get(key) == infer.get(key), key
     ours = train["train"]["deterministic_transforms"]
-    theirs = [one for one in infer["preprocessing"]["transforms"] if one["_target_"] != CLICKS]
+    theirs = [one for one in infer["preprocessing"]["transforms"] if one["_target_"] not in INFERENCE_ALONE]
     assert len(ours) == len(theirs)
     for index, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         assert set(a) == set(b)

@@ -9,10 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from scripts.common.errors import InputError
-from scripts.models.segvol import SegVol
+from scripts.models.segvol import TOWER, TOWER_MARK, SegVol
 from scripts.models.text_features import write_text_features
-from scripts.segvol.auto_box import BoxBook
 from tests.conftest import ROOT, TINY_OF, message_of, run_bundle
 from tests.scripts.models.tiny_networks import saved, state_of
 
@@ -131,15 +129,30 @@ def test_list_of_organs_becomes_one_map(tmp_path, weights, image):
     assert not list(out.glob("p1_*_seg.nii.gz"))
 
 
-def test_stored_texts_need_no_tokenizer_and_give_the_same(tmp_path, weights, network, image, monkeypatch):
+def test_stored_texts_need_neither_tokenizer_nor_text_tower_and_give_the_same(tmp_path, weights, network, monkeypatch):
+    image = write_image(tmp_path / "in" / "p1.nii.gz")
     write_text_features(network, ["liver"], tmp_path / "texts.pt")
-    maps = []
-    for name in ("", tmp_path / "texts.pt"):
-        out = run(tmp_path, weights, input=image, text=["liver"], text_features=name)
-        maps.append(np.asarray(nib.load(out / "p1_seg.nii.gz").dataobj))
+    small = {key: value for key, value in network.state_dict().items() if not key.startswith(TOWER)}
+    small[TOWER_MARK] = network.state_dict()[TOWER_MARK]
+    saved(tmp_path / "small.pt", small)
+    settings = {**TINY, "input": str(image), "output_dir": str(tmp_path / "out")}
+    maps, sizes = [], []
+    for path, texts in ((weights, ""), (weights, "texts.pt"), (tmp_path / "small.pt", "texts.pt")):
+        given = {"ckpt_path": str(path), "text_features": str(tmp_path / texts) if texts else ""}
+        evaluator = run_bundle("segvol", INFER, kind="infer", **settings, **given).evaluator
+        maps.append(np.asarray(nib.load(tmp_path / "out" / "p1_seg.nii.gz").dataobj))
+        sizes.append(len(evaluator.network.state_dict()))
         monkeypatch.setitem(sys.modules, "instant_clip_tokenizer", None)
         monkeypatch.setattr("scripts.models.text_features.tokenize", None)
-    np.testing.assert_array_equal(*maps)
+    assert maps[0].any()
+    assert all(np.array_equal(maps[0], other) for other in maps[1:])
+    assert sizes == [len(network.state_dict()), len(small), len(small)]
+
+
+def test_weights_without_the_text_tower_need_stored_texts(tmp_path, network, image):
+    state = {key: value for key, value in network.state_dict().items() if key == TOWER_MARK or TOWER not in key}
+    message = message_of(run, tmp_path, saved(tmp_path / "small.pt", state), input=image, text=["liver"])
+    assert "small.pt: weights without the text tower: to segment, give text_features" in message
 
 
 def test_ct_series_is_segmented(tmp_path, weights, series):
@@ -177,26 +190,3 @@ def test_prompt_that_means_nothing_fails_its_case(tmp_path, weights, image, sett
     with pytest.raises(SystemExit):
         run(tmp_path, weights, input=image, **settings)
     assert pd.read_csv(tmp_path / "out" / "failed.csv").iloc[0, 1].startswith(message)
-
-
-def test_boxes_are_taken_from_the_maps_of_another_bundle(tmp_path, weights, image):
-    labels = np.zeros(SHAPE, dtype=np.uint8)
-    labels[8:20, 8:16, 8:20] = 6
-    labels[28, 1, 1] = 6  # an island
-    labels[10:14, 18:21, 22:28] = 3
-    (tmp_path / "maps").mkdir()
-    nib.save(nib.Nifti1Image(labels, AFFINE), tmp_path / "maps" / "p1_seg.nii.gz")
-    nib.save(nib.Nifti1Image(labels, AFFINE), tmp_path / "maps" / "p2_seg.nii.gz")  # of no case
-    given = {**TINY, "ckpt_path": str(weights), "output_dir": str(tmp_path / "out"), "input": str(image)}
-    run_bundle("segvol", [*INFER, "auto_box.json"], **given, maps=str(tmp_path / "maps"))
-    table = pd.read_csv(tmp_path / "out" / "prompts.csv")
-    assert table[["name", "class_id", "prompt"]].to_numpy().tolist() == [
-        ["left kidney", 3, "box+text"],
-        ["liver", 6, "box+text"],
-    ]
-    book = BoxBook(tmp_path / "maps", classes=ROOT / "bundles" / "swin_bob_btcv" / "configs" / "metadata.json")
-    assert [prompt.box for prompt in book.of("p1")] == [(10, 18, 22, 13, 20, 27), (8, 8, 8, 19, 15, 19)]
-    with pytest.raises(InputError, match="has no prompt for any case, such as p9; give some"):
-        book.prompted([{"case": "p9"}])
-    with pytest.raises(InputError, match="none: holds no label maps"):
-        _ = BoxBook(tmp_path / "none", classes="all").prompts

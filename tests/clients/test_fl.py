@@ -16,7 +16,9 @@ FEDERATED = Path(__file__).parent / "drivers" / "federated.py"
 SMALL_TRAINING = {
     "ultrabones": {"batch_size": 2},
     "universeg": {"episodes": 4, "val_episodes": 2, "batch_size": 2},
+    "segvol": {"max_epochs": 2, "pseudo_per_sample": 0},
 }
+DATA = {"ultrabones": "ultrasound_data", "universeg": "torso_data", "segvol": "torso_data"}
 
 
 def rounds_of(bundle, data, folder, metric, *configs):
@@ -42,10 +44,18 @@ def test_client_trains_two_rounds_from_the_weights_of_the_server(packed, torso_d
     own_run(bundle, torso, tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", SMALL_TRAINING)
-def test_client_trains_the_2d_networks(request, tmp_path, name):
-    """They are validated as in training: by batches, on held-out donors or tasks."""
+PREFIXED = (
+    "the trainer's network is PromptedNetwork, whose weights are named `network.` and so on: none fit the server's"
+)
+
+
+@pytest.mark.parametrize(
+    "name", ["ultrabones", "universeg", pytest.param("segvol", marks=pytest.mark.xfail(strict=True, reason=PREFIXED))]
+)
+def test_client_trains_what_is_validated_as_in_training(request, tmp_path, name):
+    """By batches, on held-out donors, tasks or prompts; the weights have the names that inference loads."""
     bundle = tiny_bundle(name, tmp_path, seed=1)
-    set_values(bundle, "train", {**TINY_OF[name], **SMALL_TRAINING[name]})
-    data = request.getfixturevalue({"ultrabones": "ultrasound_data", "universeg": "torso_data"}[name])
+    network = {key: value for key, value in TINY_OF[name].items() if key != "text"}  # inference alone has it
+    set_values(bundle, "train", {**network, **SMALL_TRAINING[name]})
+    data = request.getfixturevalue(DATA[name])
     assert_trained(rounds_of(bundle, data, tmp_path, "val_mean_dice", "configs/train.json"))

@@ -29,10 +29,25 @@ def test_stored_features_need_no_tokenizer_and_serve_fine_tuned_weights(tmp_path
     torch.testing.assert_close(TextFeatures(tmp_path / "texts.pt")(network, ["LIVER"]), expected)
 
 
+def test_network_without_the_tower_gives_the_same_and_lacks_other_texts(tmp_path):
+    whole, small = tiny_segvol(), tiny_segvol(seed=1, text_tower=False)
+    write_text_features(whole, ["liver"], tmp_path / "texts.pt")
+    small.load_state_dict(whole.state_dict())
+    texts = TextFeatures(tmp_path / "texts.pt")
+    assert torch.equal(texts(small, ["liver"]), texts(whole, ["liver"]))
+    with pytest.raises(InputError, match=r"texts.pt: lacks the text 'cyst': write it again with --texts"):
+        texts(small, ["liver", "cyst"])
+
+
 def test_features_of_another_tower_are_refused(tmp_path):
     write_text_features(tiny_segvol(seed=0), ["liver"], tmp_path / "texts.pt")
     with pytest.raises(InputError, match=r"texts.pt: holds the text features of other weights: write it again"):
         TextFeatures(tmp_path / "texts.pt")(tiny_segvol(seed=1), ["liver"])
+
+
+def test_missing_file_is_refused_before_it_is_used(tmp_path):
+    with pytest.raises(InputError, match=r"none.pt: no such file; set text_features to one that --text_features"):
+        TextFeatures(tmp_path / "none.pt")
 
 
 def test_other_files_are_refused(tmp_path):

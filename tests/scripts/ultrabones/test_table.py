@@ -1,9 +1,7 @@
 import numpy as np
 import pytest
-import torch
 
-from scripts.common.errors import InputError
-from scripts.ultrabones.table import check_ultrasound, surface_size
+from scripts.ultrabones.table import surface_size
 
 
 def test_length_is_that_of_the_line_through_the_middle_of_the_band():
@@ -20,12 +18,3 @@ def test_gaps_are_not_part_of_the_length():
 
 def test_single_column_has_no_length():
     assert surface_size(np.eye(3)[:, :1], (1, 1)) == (0, 0.5)
-
-
-def test_text_alone_is_no_ultrasound_and_a_dark_frame_is():
-    image = torch.zeros(1, 100, 100, 1)
-    image[0, :10, :30] = 200
-    with pytest.raises(InputError, match=r"p1: all but 3.0% of its pixels have one intensity"):
-        check_ultrasound(image, "p1")
-    image[0, :60] = torch.rand(60, 100, 1) * 30
-    check_ultrasound(image, "p1")

@@ -6,7 +6,7 @@ from torch.nn.functional import interpolate
 
 from scripts.common.errors import InputError
 from scripts.inference.axis_maps import way_back
-from scripts.ultrabones.transforms import ResizeFramesd, ScaleFramesd
+from scripts.ultrabones.transforms import CheckUltrasoundd, ResizeFramesd, ScaleFramesd
 
 
 def case(shape=(1, 81, 95, 2)):
@@ -45,6 +45,16 @@ def test_frames_of_the_right_size_and_cases_without_label_stay():
 def test_other_sizes_are_refused(size):
     with pytest.raises(InputError, match=f"image_size is {size}: give a multiple of 32"):
         ResizeFramesd("image", size=size)
+
+
+def test_text_alone_is_no_ultrasound_and_a_dark_frame_is():
+    image = torch.zeros(1, 100, 100, 1)
+    image[0, :10, :30] = 200
+    named = MetaTensor(image, meta={"filename_or_obj": "a/p1.png"})
+    with pytest.raises(InputError, match=r"a/p1.png: all but 3.0% of its pixels have one intensity: it shows text"):
+        CheckUltrasoundd("image")({"image": named})
+    image[0, :60] = torch.rand(60, 100, 1) * 30
+    assert CheckUltrasoundd("image")({"image": image})["image"] is image
 
 
 def test_intensities_beyond_white_are_refused():
