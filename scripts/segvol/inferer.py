@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,6 +20,7 @@ from scripts.common.errors import InputError
 from scripts.common.flags import parse_flag
 from scripts.common.grids import Grid
 from scripts.common.progress import progress_bar
+from scripts.io.memory import free_bytes
 from scripts.models.segvol import SegVol
 from scripts.models.text_features import TextFeatures
 from scripts.segvol.coarse import QUANTA, Coarse, quantized
@@ -26,7 +28,7 @@ from scripts.segvol.embeddings import Embeddings
 from scripts.segvol.frames import Placed, box_of, place, reflected, zoomed_out
 from scripts.segvol.prompt_files import Prompt
 from scripts.segvol.prompts import PromptBook
-from scripts.segvol.viewer import prompts_of
+from scripts.segvol.viewer import file_grid, prompts_of
 from scripts.segvol.windows import Zoom, cut, inside, published_windows, windows_around
 
 Overlaps = Literal["files", "largest"]
@@ -213,6 +215,12 @@ class _Found:
         self.ids, self.largest = [prompt.class_id for prompt in prompts], overlaps == "largest"
         if self.largest and max(self.ids) > QUANTA:
             raise InputError(f"a class_id is {max(self.ids)}: with overlaps largest, give at most {QUANTA}.")
+        needed, free = len(prompts) * math.prod(shape), free_bytes()
+        if not self.largest and needed > free:
+            raise InputError(
+                f"{len(prompts)} prompts need {needed / 1e9:.2f} GB of memory, {free / 1e9:.2f} GB are free: give "
+                "fewer at once, or set overlaps to largest."
+            )
         self.result = torch.zeros(2 if self.largest else len(prompts), *shape, dtype=torch.uint8)
 
     def add(self, index: int, probability: torch.Tensor) -> None:
@@ -229,12 +237,11 @@ def _placed(prompt: Prompt, inputs: torch.Tensor, image: torch.Tensor) -> Placed
     """Bring a prompt into the image; see `scripts.segvol.frames.place`."""
     if not prompt.points and not prompt.negative and not prompt.box:
         return Placed(np.zeros((0, 3), dtype=np.int64), np.zeros(0, dtype=np.int64), None)
-    if not isinstance(inputs, MetaTensor) or "original_affine" not in inputs.meta:
+    file = file_grid(inputs.meta) if isinstance(inputs, MetaTensor) else None
+    if file is None:
         raise InputError("the image does not say where its voxels lie: load it with LoadVolumed.")
-    meta: Mapping[str, Any] = inputs.meta
-    size = tuple(int(_first(n)) for n in meta["spatial_shape"])
-    affine, original = (np.asarray(matrix, dtype=np.float64) for matrix in (inputs.affine, meta["original_affine"]))
-    file, working = Grid(size, original.reshape(-1, 4, 4)[0]), Grid(tuple(image.shape), affine.reshape(-1, 4, 4)[0])
+    affine = np.asarray(inputs.affine, dtype=np.float64).reshape(-1, 4, 4)[0]
+    working = Grid(tuple(image.shape), affine)
     at = place(prompt, file=file, working=working)
     positive = at.points[at.labels == 1].tolist()
     if positive and all(_on_air(image, *point) for point in positive):
@@ -258,8 +265,3 @@ def _union(boxes: Sequence[np.ndarray | None]) -> np.ndarray | None:
     """Return the box of several."""
     given = np.array([box for box in boxes if box is not None])
     return np.concatenate([given[:, :3].min(axis=0), given[:, 3:].max(axis=0)]) if len(given) else None
-
-
-def _first(value: Any) -> Any:
-    """Return the first of a batch of one."""
-    return value[0] if isinstance(value, list | tuple | torch.Tensor) and np.ndim(value) else value

@@ -48,6 +48,8 @@ class PromptedNetwork(nn.Module):
         rows[list(class_names)] = torch.arange(len(class_names))
         self.register_buffer("rows", rows, persistent=False)
         self.register_buffer("tokens", tokenize(list(class_names.values())), persistent=False)
+        self.register_state_dict_post_hook(_leave_prefix_out)
+        self.register_load_state_dict_pre_hook(_add_prefix)
 
     def forward(
         self,
@@ -98,6 +100,18 @@ class PromptedNetwork(nn.Module):
         else:
             logits = self.network.decode(repeated, **given)
         return logits[:, 0].unflatten(0, (-1, count))
+
+
+def _leave_prefix_out(_: nn.Module, state: dict[str, Any], prefix: str, __: Any) -> None:
+    """Name the weights as the network alone does, so that MONAI FL exchanges those that inference loads."""
+    for key in [key for key in state if key.startswith(f"{prefix}network.")]:
+        state[prefix + key.removeprefix(f"{prefix}network.")] = state.pop(key)
+
+
+def _add_prefix(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
+    """Undo `_leave_prefix_out` before weights are loaded."""
+    for key in [key for key in state if key.startswith(prefix) and not key.startswith(f"{prefix}network.")]:
+        state[f"{prefix}network.{key.removeprefix(prefix)}"] = state.pop(key)
 
 
 def count_named(organs: torch.Tensor) -> int:

@@ -44,14 +44,7 @@ def test_client_trains_two_rounds_from_the_weights_of_the_server(packed, torso_d
     own_run(bundle, torso, tmp_path / "out")
 
 
-PREFIXED = (
-    "the trainer's network is PromptedNetwork, whose weights are named `network.` and so on: none fit the server's"
-)
-
-
-@pytest.mark.parametrize(
-    "name", ["ultrabones", "universeg", pytest.param("segvol", marks=pytest.mark.xfail(strict=True, reason=PREFIXED))]
-)
+@pytest.mark.parametrize("name", ["ultrabones", "universeg", "segvol"])
 def test_client_trains_what_is_validated_as_in_training(request, tmp_path, name):
     """By batches, on held-out donors, tasks or prompts; the weights have the names that inference loads."""
     bundle = tiny_bundle(name, tmp_path, seed=1)
