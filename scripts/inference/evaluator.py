@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from ignite.engine import Engine
 from monai.data import Dataset
 from monai.engines import SupervisedEvaluator
@@ -16,6 +17,7 @@ from scripts.common import failures
 from scripts.common.errors import InputError, bug_traceback, log_failure, reason
 from scripts.common.files import require_writable
 from scripts.common.locks import FolderLock
+from scripts.common.names import printable
 from scripts.common.ranks import is_rank0
 from scripts.inference.case_handler import gather_cases
 from scripts.inference.loader import CaseLoader
@@ -30,7 +32,12 @@ class CaseDataset(Dataset):
     def __getitem__(self, index: int) -> dict[Hashable, Any]:
         """Return the transformed case, or `{"case", "error", "traceback"}`; an `InputError` has no traceback."""
         try:
-            return super().__getitem__(index)
+            case = super().__getitem__(index)
+            for key, value in case.items():
+                if isinstance(value, torch.Tensor) and not value.numel():
+                    source = printable(self.data[index].get(key, key))
+                    raise InputError(f"{source}: nothing is left after preprocessing, as it shows air alone.")
+            return case
         except Exception as error:
             return {"case": self.data[index]["case"], "error": reason(error), "traceback": bug_traceback(error)}
 

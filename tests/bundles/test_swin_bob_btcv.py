@@ -452,6 +452,7 @@ BAD_IMAGES = {
     "4-D": (lambda p: nifti(p, np.random.rand(4, 4, 4, 2)), r"has shape \(4, 4, 4, 2\), need \(X, Y, Z\)"),
     "NaN": (lambda p: nifti(p, np.full((4, 4, 4), np.nan)), "holds NaN or infinite voxels"),
     "constant": (lambda p: nifti(p, np.ones((4, 4, 4))), "is constant, every voxel is 1; this is not an image"),
+    "air alone": (lambda p: nifti(p, -1000 + np.random.rand(9, 9, 9)), "nothing is left after preprocessing"),
     "absurd spacing": (
         lambda p: nifti(p, np.random.rand(4, 4, 4), np.diag([900, 1, 1, 1])),
         r"voxel spacing \(900.0, 1.0, 1.0\) mm is outside",
