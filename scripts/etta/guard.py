@@ -112,6 +112,24 @@ def verdict(before: PredictionStats, after: PredictionStats, settings: ETTASetti
     return entropy_verdict(before, after, least) or _volume_verdict(before, after, settings)
 
 
+def input_verdict(before: PredictionStats, after: PredictionStats, least: float, settings: ETTASettings) -> str:
+    """Decide whether a changed input may be used.
+
+    A class may grow, as an organ that the plain prediction lacks may come back; but a class that vanishes leaves a
+    prediction that is certain, and wrong.
+
+    Args:
+        before: statistics of the plain prediction.
+        after: statistics of the adapted one on the same windows.
+        least: smallest drop of the foreground's entropy, see `ETTASettings.least_drop`.
+        settings: the lower end of its `volume_band`, and `min_voxels`.
+
+    Returns:
+        The reason why not; "" if it may.
+    """
+    return entropy_verdict(before, after, least) or _volume_verdict(before, after, settings, may_grow=True)
+
+
 def entropy_verdict(before: PredictionStats, after: PredictionStats, least: float) -> str:
     """Return why the entropies refuse an adaptation; "" if they do not.
 
@@ -128,11 +146,17 @@ def entropy_verdict(before: PredictionStats, after: PredictionStats, least: floa
     return ""
 
 
-def _volume_verdict(before: PredictionStats, after: PredictionStats, settings: ETTASettings) -> str:
+def _volume_verdict(
+    before: PredictionStats, after: PredictionStats, settings: ETTASettings, *, may_grow: bool = False
+) -> str:
     """Return why the volumes refuse an adaptation; "" if they do not."""
     low, high = settings.volume_band
     adapted, plain = after.volumes + settings.min_voxels, before.volumes + settings.min_voxels
     ratios = torch.where(adapted == plain, 1.0, adapted / plain)
+    if may_grow:
+        ratios = ratios.clamp(max=1)
+        if settings.activation == "softmax":
+            ratios[0] = 1  # the background makes room for what grows
     worst = int(ratios.log().abs().argmax())
     if not (low <= float(ratios.min()) and float(ratios.max()) <= high):
         return f"volume of class {worst} changed by a factor of {float(ratios[worst]):.2f}"

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from monai.utils import convert_to_tensor
 
-from scripts.etta.guard import PredictionStats, entropy_verdict, logits_of, measure
+from scripts.etta.guard import PredictionStats, input_verdict, logits_of, measure
 from scripts.etta.input_candidates import Change, Gamma, changed, intensities
 from scripts.etta.nonuniformity import OrganSamples
 from scripts.etta.outcome import ACCEPTED, Outcome
@@ -42,14 +42,14 @@ def choose_input(
     2. For each channel in turn, gammas are measured on two of these windows, unless the intensities of the organs
        differ from place to place, and that with the least `score` is kept if its entropies are accepted there. Then, on
        top of it, the filter to the training spectrum.
-    3. The network predicts all reference windows of the changed image, and the guard decides by the entropies: an organ
-       that the plain prediction lacks may come back, so volumes do not count.
+    3. The network predicts all reference windows of the changed image, and the guard decides, see `input_verdict`.
 
     Args:
         network: any function of windows that returns logits, in the mode that it predicts in.
         image: one case.
         layout: how the inferer divides it into windows.
-        settings: its `guard`, `min_entropy_drop`, `activation`, `spectrum`, `seed` and `windows_per_step`.
+        settings: its `guard`, `min_entropy_drop`, `volume_band`, `min_voxels`, `activation`, `spectrum`, `seed` and
+            `windows_per_step`.
 
     Returns:
         The changed image, or `image` itself if the guard refuses; and the outcome.
@@ -69,7 +69,7 @@ def choose_input(
         moved = layout.padded(convert_to_tensor(result, track_meta=False))
         after = measure(network, crops(moved, search.windows, search.device), settings)
         least = max(_least_drop(change, settings) for changes in chosen.values() for change in changes)
-        reason = entropy_verdict(search.before, after, least)
+        reason = input_verdict(search.before, after, least, settings)
     accepted = bool(chosen) and (not reason or not settings.guard)
     return result if accepted else image, Outcome(
         accepted=accepted,
@@ -145,7 +145,7 @@ class _Search:
             for stage in self._stages(channel):
                 found = stage(partial(self._look, looks, chosen, channel), best)
                 change, stats = min(found.items(), key=partial(_score_of, best))
-                reason = entropy_verdict(best, stats, _least_drop(change, self.settings))
+                reason = input_verdict(best, stats, _least_drop(change, self.settings), self.settings)
                 if not reason or not self.settings.guard:
                     chosen, best = _with(chosen, channel, change), stats
                 elif score(best, stats) <= refused[0]:

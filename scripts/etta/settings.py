@@ -47,7 +47,8 @@ class ETTASettings:
         spectrum: of the training images, to which the input is filtered; None for gammas alone.
         min_entropy_drop: smallest relative drop of the foreground's entropy; below it, the plain prediction is used.
             None: `LEAST_DROP`.
-        volume_band: smallest and largest ratio of the volume of a class after adapting weights to that before.
+        volume_band: smallest and largest ratio of the volume of a class after adapting weights to that before; of an
+            adapted input the smallest alone.
         min_voxels: added to both volumes before they are compared, so that a few voxels do not matter.
         guard: False accepts every adaptation, to measure the effect of the guard; also "true" or "false".
         seed: of the choice of windows, the same for each case.

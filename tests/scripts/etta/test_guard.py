@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from scripts.common.errors import InputError
-from scripts.etta.guard import PredictionStats, logits_of, measure, verdict
+from scripts.etta.guard import PredictionStats, input_verdict, logits_of, measure, verdict
 from scripts.etta.settings import ETTASettings
 from tests.scripts.etta.tiny_network import Tiny, image, plain, predict
 
@@ -55,6 +55,23 @@ def stats(entropy, counts, foreground_entropy=None):
 def test_verdict(after, reason):
     settings = ETTASettings(volume_band=(0.7, 1.3), min_voxels=100, min_entropy_drop=0.03)
     assert verdict(stats(0.2, [1000, 500]), after, settings) == reason
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "activation", "reason"),
+    [
+        ([1000, 500], [1000, 5000], "softmax", ""),
+        ([1000, 0], [10, 990], "softmax", ""),
+        ([1000, 500], [1500, 40], "softmax", "volume of class 1 changed by a factor of 0.23"),
+        ([1000, 500], [1450, 60], "softmax", ""),
+        ([1000, 500], [40, 500], "sigmoid", "volume of class 0 changed by a factor of 0.13"),
+        ([100, 500], [1000, 5000], "sigmoid", ""),
+    ],
+)
+def test_changed_input_may_let_a_class_grow_but_not_vanish(before, after, activation, reason):
+    settings = ETTASettings(activation=activation)
+    assert input_verdict(stats(0.2, before), stats(0.1, after), 0.1, settings) == reason
+    assert input_verdict(stats(0.2, before), stats(0.19, after), 0.1, settings).startswith("foreground entropy dropped")
 
 
 def test_class_absent_before_and_after_does_not_count_even_if_min_voxels_is_0():

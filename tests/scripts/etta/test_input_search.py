@@ -75,10 +75,22 @@ def test_too_small_a_drop_of_the_foreground_entropy_is_refused():
         assert outcome.accepted is expected
 
 
-def test_volumes_do_not_count_as_a_lost_organ_may_come_back():
+def test_a_lost_organ_may_come_back_but_none_may_vanish():
     x = blocks(size=8) ** 1.6
-    _, outcome = choose(Prototypes(), x, ETTASettings(adapt="input", volume_band=(0.99, 1.01)))
+    _, outcome = choose(Prototypes(), x, ETTASettings(volume_band=(0.5, 1.0)))
     assert outcome.accepted
+
+    class Fading(Prototypes):
+        """Sees background alone where the image is bright, and is certain of it."""
+
+        def forward(self, window):
+            logits = super().forward(window)
+            logits[:, 0] += 99 * (window.mean() > 1.1 * x.mean())
+            return logits
+
+    _, outcome = choose(Fading(), x)
+    assert not outcome.accepted
+    assert outcome.reason.startswith("volume of class")
 
 
 def stats(entropy, foreground_entropy):

@@ -229,9 +229,7 @@ def test_point_in_the_lungs_is_not_on_air():
 def test_prompts_that_do_not_fit_into_memory_are_refused_unless_one_map_is_kept(monkeypatch):
     monkeypatch.setattr("scripts.segvol.inferer.free_bytes", lambda: 3 * 9**3)
     image, prompts = image_of(torch.rand(9, 9, 9)), [Prompt(str(n), text="a", class_id=n) for n in range(1, 5)]
-    with pytest.raises(
-        InputError, match=r"4 prompts need 0.00 GB.*fewer at once, or set overlaps to largest"
-    ):
+    with pytest.raises(InputError, match=r"4 prompts need 0.00 GB.*fewer at once, or set overlaps to largest"):
         inferer_of().segment(image, Stub(), prompts)
     assert inferer_of().segment(image, Stub(), prompts[:3]).shape[1] == 3
     assert inferer_of(overlaps="largest").segment(image, Stub(), prompts).shape[1] == 2
