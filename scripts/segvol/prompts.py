@@ -82,7 +82,7 @@ class PromptBook:
             case: its name.
             grid: that of its file, where it is known.
         """
-        found = [prompt for name in {"", case} for prompt in self._by_case.get(name, [])]
+        found = [prompt for name in dict.fromkeys(("", case)) for prompt in self._by_case.get(name, [])]
         return sorted(found, key=lambda prompt: prompt.class_id)
 
     @cached_property
