@@ -12,6 +12,7 @@ import logging
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--part", choices=("development", "unseen", "time", "picture"), help="default: all")
     parser.add_argument("--cases", type=int, default=6, help="cases of each network under unseen shifts (default: 6)")
+    parser.add_argument("--whole", action="store_true", help="unseen shifts of whole images, of several windows each")
     parser.add_argument("--networks", nargs="+", choices=ALL, default=ALL, help="default: all")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="default: all")
     args = parser.parse_args()
@@ -195,7 +197,8 @@ def main() -> int:
     if "unseen" in parts:
         options: dict[str, Any] = {"seed": UNSEEN_SEED, "first": FIRST_DEFORMATION}
         chosen = [case for name in trained(args.networks) for case in cases(name, args.cases, **options)]
-        report("unseen", run(unseen, chosen, list(UNSEEN), args.ways))
+        make, name = (partial(unseen, whole=True), "whole") if args.whole else (unseen, "unseen")
+        report(name, run(make, chosen, list(UNSEEN), args.ways))
     if "time" in parts:
         write_table(time_part(), RESULTS / "etta_input_time.csv", decimals=2)
     if "picture" in parts:
