@@ -110,11 +110,11 @@ def log_spectra(image: torch.Tensor) -> np.ndarray:
     found = np.full((len(image), image.ndim - 1, FREQUENCIES), np.nan)
     for number, channel in enumerate(image):
         for axis, n in enumerate(channel.shape):
-            lines = channel.movedim(axis, -1).reshape(-1, n)
-            lines = lines[torch.nonzero((lines != 0).float().mean(dim=1) > MIN_BODY)[:, 0]]
-            lines = lines[:: 1 + len(lines) // MAX_LINES].double().cpu().numpy()
-            if n >= SEGMENT and len(lines) >= MIN_LINES:
-                power = welch(lines, nperseg=SEGMENT)[1].mean(axis=0)
+            lines = channel.movedim(axis, -1)
+            places = torch.nonzero(torch.count_nonzero(lines, dim=-1) > MIN_BODY * n)
+            if n >= SEGMENT and len(places) >= MIN_LINES:
+                some = lines[tuple(places[:: 1 + len(places) // MAX_LINES].T)].double().cpu().numpy()
+                power = welch(some, nperseg=SEGMENT)[1].mean(axis=0)
                 found[number, axis] = np.log(np.maximum(power, np.finfo(float).tiny))
     return found
 
