@@ -17,6 +17,7 @@ from scripts.common.files import write_json
 from scripts.common.names import printable
 from scripts.etta.spectrum import FREQUENCIES, TrainingSpectrum
 
+NAME = "spectrum.json"
 MAX_CASES = 20
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def read_spectrum(path: str | Path | None) -> TrainingSpectrum | None:
     """Read what `SpectrumFile` wrote.
 
     Args:
-        path: the file; None for none.
+        path: the file, or the weights beside which it lies; None for none.
 
     Returns:
         None, with a warning, if the file is not there.
@@ -74,6 +75,7 @@ def read_spectrum(path: str | Path | None) -> TrainingSpectrum | None:
     if path is None:
         return None
     path = Path(path)
+    path = path if path.suffix == ".json" else path.with_name(NAME)
     if not path.is_file():
         logger.warning(
             "%s is missing, so the input is adapted by gammas alone. `run write_spectrum --config_file "

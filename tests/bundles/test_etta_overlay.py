@@ -1,6 +1,7 @@
 """The overlay that adapts to each case, on the bundle and on one of other authors."""
 
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -12,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 
 from scripts.etta.settings import ETTASettings
 from scripts.etta.spectrum import FREQUENCIES
-from scripts.etta.spectrum_file import read_spectrum
+from scripts.etta.spectrum_file import NAME, read_spectrum
 from tests.conftest import ROOT, TINY, TINY_TRAINING, bundle_workflow, run_bundle
 
 CONFIGS = ROOT / "bundles" / "swin_bob_btcv" / "configs"
@@ -99,27 +100,28 @@ def test_overlay_names_only_what_differs_from_the_defaults_of_the_settings():
 
 @pytest.mark.parametrize("bundle", ["swin_bob_btcv", "swin_bob_brats", "swin_bob_pretrain"])
 def test_training_writes_the_spectrum_where_overlay_and_metadata_say(bundle):
-    names = ("train", "etta", "metadata")
-    train, etta, metadata = (
-        json.loads((ROOT / "bundles" / bundle / "configs" / f"{n}.json").read_text()) for n in names
-    )
-    assert metadata["training_spectrum"] == "models/spectrum.json"
-    assert etta["etta_spectrum"] == f"$@bundle_root + '/{metadata['training_spectrum']}'"
-    assert train["ckpt_dir"] == "$@bundle_root + '/models'"
-    assert train["training_spectrum"]["path"] == "$@ckpt_dir + '/spectrum.json'"
+    names = ("train", "inference", "evaluate", "etta", "etta_evaluate", "metadata")
+    configs = {n: json.loads((ROOT / "bundles" / bundle / "configs" / f"{n}.json").read_text()) for n in names}
+    folder, name = configs["metadata"]["training_spectrum"].split("/")
+    assert name == NAME
+    assert configs["train"]["training_spectrum"]["path"] == f"$@ckpt_dir + '/{name}'"
+    assert configs["train"]["ckpt_dir"] == f"$@bundle_root + '/{folder}'"
+    assert configs["etta"]["etta_spectrum"] == configs["etta_evaluate"]["etta_spectrum"] == "@ckpt_path"
+    assert configs["inference"]["ckpt_path"] == f"$@bundle_root + '/{folder}/model.pt'"
+    assert configs["evaluate"]["ckpt_path"] == "$@ckpt_dir + '/model.pt'"
 
 
 def test_spectrum_of_a_training_is_what_the_input_is_filtered_to(torso_data, weights, tmp_path):
     settings = {**TINY, **TINY_TRAINING, "dataset_dir": str(torso_data), "ckpt_dir": str(tmp_path / "models")}
     run_bundle("swin_bob_btcv", ["train.json"], kind="train", run_id="write_spectrum", **settings)
-    spectrum = tmp_path / "models" / "spectrum.json"
-    assert read_spectrum(spectrum).mean.shape == (1, 3, FREQUENCIES)
+    assert read_spectrum(tmp_path / "models" / NAME).mean.shape == (1, 3, FREQUENCIES)
     blurred = tmp_path / "blurred.nii.gz"
     image = nib.load(next((torso_data / "imagesTs").glob("*.nii.gz")))
     smooth = gaussian_filter(np.asarray(image.dataobj, dtype=np.float32), 1.5)
     nib.save(nib.Nifti1Image(smooth, image.affine), blurred)
-    changed = {"etta#guard": False, "etta_spectrum": str(spectrum), "input": str(blurred)}
-    segment(["inference.json", "etta.json"], torso_data, weights, tmp_path / "out", **changed)
+    beside = shutil.copy(weights, tmp_path / "models" / "model.pt")
+    changed = {"etta#guard": False, "input": str(blurred)}
+    segment(["inference.json", "etta.json"], torso_data, beside, tmp_path / "out", **changed)
     (row,) = pd.read_csv(tmp_path / "out" / "etta.csv").itertuples()
     assert row.candidate.split(", ")[-1] == "spectrum"
 
@@ -164,6 +166,7 @@ def test_overlay_works_on_a_bundle_with_other_names(torso_data, tmp_path):
         logging_file=False,
         bundle_root=str(tmp_path),
         files=[{"image": str(path)} for path in sorted((torso_data / "imagesTs").glob("*.nii.gz"))],
+        etta_spectrum=None,
         **WEIGHTS,
     )
     workflow.initialize()

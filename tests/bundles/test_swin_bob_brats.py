@@ -310,8 +310,8 @@ def test_weights_of_monai_before_1_5_are_converted_and_segment_with_the_old_merg
 
 
 def test_inference_adapts_and_leaves_the_network_as_it_was(brain_data, trained, tmp_path):
-    spectrum = str(trained / "models" / "spectrum.json")
-    workflow = infer(trained, brain_data / CASE, tmp_path, "etta.json", etta_spectrum=spectrum, **WILLING)
+    assert (trained / "models" / "spectrum.json").is_file()
+    workflow = infer(trained, brain_data / CASE, tmp_path, "etta.json", **WILLING)
     table = pd.read_csv(tmp_path / "etta.csv")
     assert table["case"].tolist() == [CASE]
     assert table["entropy_before"].between(0, 1).all()

@@ -294,7 +294,7 @@ def test_ct_is_segmented(torso_data, trained, tmp_path):
 
 def test_etta_adapts_on_inference_and_evaluation(dixon_data, trained, tmp_path):
     etta = {"etta_adapt": "both", "etta#steps": 1, "etta#windows_per_step": 1}
-    etta["etta_spectrum"] = str(trained / "models" / "spectrum.json")
+    assert (trained / "models" / "spectrum.json").is_file()
     infer(trained, dixon_data / "dataset_0.json", tmp_path / "out", "etta.json", **etta)
     assert (tmp_path / "out" / "etta.csv").is_file()
     evaluate(trained, dixon_data, tmp_path, "etta_evaluate.json", eval_split="test", **etta)

@@ -39,6 +39,8 @@ def test_file_holds_the_spectrum_of_the_training_images(tmp_path):
     np.testing.assert_allclose(found.sd, expected.sd, atol=1e-6)
     assert np.isnan(found.mean[:, 2]).all(), "an axis of 20 voxels"
     assert found.cases == 3
+    beside = read_spectrum(written.path.with_name("model.pt"))
+    np.testing.assert_array_equal(beside.mean, found.mean)
     assert "NaN" not in written.path.read_text()
 
 
