@@ -71,7 +71,7 @@ def test_two_ranks_train_one_network_and_score_the_whole_validation_set(tmp_path
     given = settings(data, tmp_path, datalist_file=str(tmp_path / "list.json"))
     one, other = train_on_two_ranks("segvol", tmp_path, **given)
     assert_same_weights(one["network"], other["network"])
-    assert_same_weights(one["network"], {f"network.{k}": v for k, v in state(tmp_path)["network"].items()})
+    assert_same_weights(one["network"], state(tmp_path)["network"])
     assert one["metrics"] == other["metrics"]
     given |= {"ckpt_dir": str(tmp_path / "alone"), "max_epochs": 1, "learning_rate": 0.0}
     given |= {"pretrained": str(tmp_path / "models" / "training_state.ckpt")}

@@ -31,7 +31,7 @@ WIRING = {
     "network",
     "local_rank",
 }
-WIRING |= {"initialize", "run", "finalize", "training", "regions", "class_names", "files", "weights"}
+WIRING |= {"initialize", "run", "finalize", "training", "write_spectrum", "regions", "class_names", "files", "weights"}
 WIRING |= {"contrasts", "scored_classes", "cases", "pattern", "suffixes"}
 """Top-level entries that connect components and that no user sets."""
 
