@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -14,8 +13,9 @@ from typing import Any, NamedTuple
 
 from scripts.common.errors import InputError, raise_all
 from scripts.common.flags import parse_flag
-from scripts.common.names import PICTURE_SUFFIXES, is_nifti, is_picture, name_path, stem, unique_names
+from scripts.common.names import PICTURE_SUFFIXES, is_nifti, is_picture, name_path, unique_names
 from scripts.data.case_checks import ImageCheck, ImageReader, check_cases, image_files
+from scripts.data.folder_pairs import pair_folders
 from scripts.data.folds import hold_out_fold
 
 logger = logging.getLogger(__name__)
@@ -260,37 +260,6 @@ def _from_folders(root: Path, missing: Path, images_per_case: int) -> dict[str, 
     raise_all(problems, root, "add the missing files, or remove or rename these")
     n = max(0, len(cases) - max(1, len(cases) // 5))
     return {"training": cases[:n], "validation": cases[n:], "test": test}
-
-
-def pair_folders(
-    image_dir: Path, label_dir: Path, problems: list[str], *, label_optional: bool = False, pictures: bool = False
-) -> list[Item]:
-    """Pair images and labels by their names.
-
-    Args:
-        image_dir: folder of the images.
-        label_dir: folder of the labels.
-        problems: files without a counterpart and such of the same name are added to it.
-        label_optional: whether there may be no folder of labels.
-        pictures: see `load_datalist`.
-    """
-    images, labels = (_by_match_name(folder, problems, pictures=pictures) for folder in (image_dir, label_dir))
-    if label_optional and not label_dir.is_dir():
-        return [{"image": str(path)} for path in images.values()]
-    problems += [f"{path}: no label in {label_dir.name}" for key, path in images.items() if key not in labels]
-    problems += [f"{path}: no image in {image_dir.name}" for key, path in labels.items() if key not in images]
-    return [{"image": str(images[key]), "label": str(labels[key])} for key in images if key in labels]
-
-
-def _by_match_name(folder: Path, problems: list[str], *, pictures: bool) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if not is_nifti(path) and not (pictures and is_picture(path)):
-            continue
-        key = re.sub(r"^(img|label)(?=\d)", "", stem(path).removesuffix("_0000"))
-        if found.setdefault(key, path) is not path:
-            problems.append(f"{path}: the same case as {found[key].name}")
-    return found
 
 
 def _refuse_repeats(sections: Mapping[str, list[Item]], source: Path, *, allow_overlap: bool) -> None:

@@ -16,7 +16,8 @@ from scripts.common.grids import Grid, describe_mismatch
 from scripts.common.label_maps import MAX_CLASS_ID, as_label_array
 from scripts.common.names import printable, unique_names
 from scripts.data.class_names import read_class_names
-from scripts.data.datalist import load_datalist, pair_folders
+from scripts.data.datalist import load_datalist
+from scripts.data.folder_pairs import pair_folders
 
 FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"))
 MAX_CLASSES = 255
