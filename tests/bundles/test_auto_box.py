@@ -13,9 +13,8 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from scripts.models.segvol import SegVol
 from tests.conftest import ROOT, TINY, TINY_OF, command_line
-from tests.scripts.models.tiny_networks import saved
+from tests.scripts.models.tiny_networks import saved, tiny_of
 from tools.torso import TISSUES
 
 POINTWISE = {"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": 14, "kernel_size": 1}
@@ -42,9 +41,7 @@ def pointwise_state():
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(0)
-    sizes = {key.removeprefix("network_def#"): value for key, value in SEGVOL.items() if "network_def" in key}
-    saved(folder / "segvol.pt", SegVol(**sizes).state_dict())
+    saved(folder / "segvol.pt", tiny_of("segvol").state_dict())
     saved(folder / "swin_bob_btcv.pt", pointwise_state())
     return folder
 

@@ -104,6 +104,7 @@ def test_training_writes_the_spectrum_where_overlay_and_metadata_say(bundle):
     configs = {n: json.loads((ROOT / "bundles" / bundle / "configs" / f"{n}.json").read_text()) for n in names}
     folder, name = configs["metadata"]["training_spectrum"].split("/")
     assert name == NAME
+    assert configs["train"]["training_spectrum"]["cases"] == "@train#dataset#data"  # MONAI Label has no datalist
     assert configs["train"]["training_spectrum"]["path"] == f"$@ckpt_dir + '/{name}'"
     assert configs["train"]["ckpt_dir"] == f"$@bundle_root + '/{folder}'"
     assert configs["etta"]["etta_spectrum"] == configs["etta_evaluate"]["etta_spectrum"] == "@ckpt_path"

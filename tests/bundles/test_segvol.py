@@ -7,12 +7,11 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
-from scripts.models.segvol import TOWER, TOWER_MARK, SegVol
+from scripts.models.segvol import TOWER, TOWER_MARK
 from scripts.models.text_features import write_text_features
 from tests.conftest import ROOT, TINY_OF, message_of, run_bundle
-from tests.scripts.models.tiny_networks import saved, state_of
+from tests.scripts.models.tiny_networks import saved, state_of, tiny_of
 
 TINY = TINY_OF["segvol"]
 INFER = ["inference.json"]
@@ -23,9 +22,7 @@ AFFINE = nib.affines.from_matvec(np.array([[0.0, 0, 3], [2, 0.3, 0], [-0.3, 2, 0
 @pytest.fixture(scope="module")
 def network():
     """Random weights."""
-    torch.manual_seed(0)
-    sizes = {key.removeprefix("network_def#"): value for key, value in TINY.items() if "network_def" in key}
-    return SegVol(**sizes).eval()
+    return tiny_of("segvol")
 
 
 @pytest.fixture(scope="module")

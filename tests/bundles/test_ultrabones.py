@@ -11,12 +11,11 @@ import torch
 from PIL import Image
 from scipy.spatial.distance import cdist
 
-from scripts.models.ultrabones import UltraBones
 from scripts.ultrabones.tracking import read_tracking, rigid, surface_points_mm
 from tests.conftest import TINY_OF, message_of, run_bundle
 from tests.conftest import weights as weights_of
 from tests.scripts.io.dicom_files import region, write_picture
-from tests.scripts.models.tiny_networks import saved, state_of
+from tests.scripts.models.tiny_networks import saved, state_of, tiny_of
 from tests.two_ranks import assert_same_weights, train_on_two_ranks
 from tools.ultrasound_sweep import CALIBRATION, write_sweep
 
@@ -28,9 +27,7 @@ TRAINING = {"max_epochs": 2, "val_interval": 1, "batch_size": 3}
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """Random weights, by which about half of a frame is bone."""
-    torch.manual_seed(0)
-    sizes = {key.removeprefix("network_def#"): value for key, value in TINY.items() if "network_def" in key}
-    network = UltraBones(**sizes).eval()
+    network = tiny_of("ultrabones")
     with torch.no_grad():
         network.segmentation_head[0].bias -= network(torch.randn(1, 1, 64, 64)).median()
     return saved(tmp_path_factory.mktemp("weights") / "model.pt", network.state_dict())
@@ -175,8 +172,7 @@ def test_scores_are_those_of_the_files_by_all_pairs_of_pixels(tmp_path, weights,
 
 def test_official_scores_count_what_they_leave_out(tmp_path, ultrasound_data, caplog):
     """Of a network that finds no bone, all."""
-    sizes = {key.removeprefix("network_def#"): value for key, value in TINY.items() if "network_def" in key}
-    network = UltraBones(**sizes)
+    network = tiny_of("ultrabones")
     with torch.no_grad():
         network.segmentation_head[0].bias.fill_(-100)
     split = {"dataset_dir": ultrasound_data, "eval_split": "test", "pixel_mm": "$[0.5, 0.4]", "official": "true"}

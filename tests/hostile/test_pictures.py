@@ -12,11 +12,11 @@ from PIL import Image, ImageDraw
 
 from scripts.common.errors import root_cause
 from scripts.io import colours
-from scripts.models.ultrabones import UltraBones
 from scripts.models.universeg import UniverSeg
 from scripts.ultrabones.prepare import prepare_ultrabones
 from tests.conftest import TINY_OF, message_of, run_bundle
 from tests.scripts.io.dicom_files import write_picture
+from tests.scripts.models.tiny_networks import tiny_of
 from tools.ultrasound_phantom import random_outline, render, write_cohort
 
 pytestmark = pytest.mark.hostile
@@ -80,9 +80,7 @@ GOOD = {
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "model.pt"
-    torch.manual_seed(0)
-    sizes = {key.removeprefix("network_def#"): value for key, value in TINY.items() if "network_def" in key}
-    torch.save(UltraBones(**sizes).state_dict(), path)
+    torch.save(tiny_of("ultrabones").state_dict(), path)
     return path
 
 

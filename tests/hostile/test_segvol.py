@@ -11,12 +11,11 @@ import pytest
 import torch
 
 from scripts.common.errors import InputError
-from scripts.models.segvol import SegVol
 from scripts.models.text_features import write_text_features
 from scripts.segvol.prompt_files import MAX_FILE_BYTES, Prompt, read_organs, read_prompts
 from scripts.segvol.prompts import PromptBook
 from tests.conftest import TINY_OF, message_of, run_bundle
-from tests.scripts.models.tiny_networks import saved
+from tests.scripts.models.tiny_networks import saved, tiny_of
 
 pytestmark = pytest.mark.hostile
 TINY = {**TINY_OF["segvol"], "text": [], "zoom_in": False}
@@ -25,9 +24,7 @@ SHAPE = (26, 24, 28)
 
 @pytest.fixture(scope="module")
 def network():
-    torch.manual_seed(0)
-    sizes = {key.removeprefix("network_def#"): value for key, value in TINY.items() if "network_def" in key}
-    return SegVol(**sizes).eval()
+    return tiny_of("segvol")
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,8 @@ from monai.networks.nets import SwinUNETR
 
 from scripts.models.segvol import SegVol
 from scripts.models.swin_unetr import is_legacy, is_marker, patch_merging
+from scripts.models.ultrabones import UltraBones
+from tests.conftest import TINY_OF
 
 PATCH_EMBEDDING = "swinViT.patch_embed.proj.weight"
 
@@ -17,6 +19,13 @@ TINY_NETWORK = {
     "num_heads": [1, 1, 1, 1],
     "window_size": 4,
 }
+
+
+def tiny_of(bundle):
+    """Return the network of a bundle at the size of its tests, with random weights."""
+    sizes = {key.removeprefix("network_def#"): n for key, n in TINY_OF[bundle].items() if "network_def" in key}
+    torch.manual_seed(0)
+    return {"segvol": SegVol, "ultrabones": UltraBones}[bundle](**sizes).eval()
 
 
 def tiny(*, seed=0, legacy=False, **changes):
